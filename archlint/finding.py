@@ -1,0 +1,88 @@
+"""What a rule reports: a finding, where it is, and how bad it is."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["confirmed", "refuted", "inconclusive"]
+Scalar = str | int | float | bool | None
+
+
+class Severity(enum.IntEnum):
+    """How bad a finding is; ordered, so that ``--fail-on`` is a comparison."""
+
+    INFO = 1  # worth knowing
+    WARNING = 2  # predicted to train worse or slower
+    ERROR = 3  # predicted not to start training
+
+    @property
+    def label(self) -> str:
+        """The name as users write it: ``info``, ``warning`` or ``error``."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place a user can go to: a line of source, or else a node of an ONNX file.
+
+    ``line``, ``end_line`` count from 1; ``column``, ``end_column`` count from 1 in characters,
+    ``end_column`` is one past the last. ``node`` is the ONNX node's name.
+    """
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+    end_line: int | None = None
+    end_column: int | None = None
+    node: str | None = None
+
+    def __str__(self) -> str:
+        if self.line is None:
+            return f"{self.file}#{self.node}" if self.node else self.file
+        return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What to change. ``text`` is one sentence with the computed value in it; ``code``, where
+    there is one, is a line to paste; ``values`` holds the computed numbers for machines."""
+
+    text: str
+    code: str | None = None
+    values: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One cause, reported once.
+
+    ``message`` is a headline: its first sentence holds the layer and the number.
+    ``module`` is the module path with repeated indices collapsed (``blocks.*.mlp``), ``modules``
+    all the paths behind it, ``count`` how many places have this cause.
+    ``evidence`` maps a name to a predicted value, a threshold or the formula used.
+    """
+
+    code: str
+    slug: str
+    severity: Severity
+    message: str
+    module: str
+    modules: tuple[str, ...] = ()
+    count: int = 1
+    site: Site | None = None
+    related: tuple[tuple[Site, str], ...] = ()  # further places, each with a label
+    evidence: Mapping[str, Scalar] = field(default_factory=dict)
+    suggestion: Suggestion | None = None
+    sketch: tuple[str, ...] = ()  # what the graph looks like there, one line a layer
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotApplicable:
+    """Why a rule stays silent at a place where it looked (``--explain-silence``)."""
+
+    reason: str
+    where: str = ""

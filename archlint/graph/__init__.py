@@ -1,0 +1,1 @@
+"""The layer graph and its two frontends."""

@@ -1,0 +1,1 @@
+"""Experiments: the only part that computes with weights."""

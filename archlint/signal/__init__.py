@@ -1,0 +1,1 @@
+"""The signal engine: moments, activations, propagation, structure."""

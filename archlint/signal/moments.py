@@ -1,0 +1,67 @@
+"""The abstract value: what is known of a tensor over random weights and random inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Role = Literal["sample", "position", "feature"]
+Group = frozenset[str]  # parameters whose common sign flip is meant
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Moments of a tensor's elements over initializations and inputs; None is *unknown*.
+
+    ``mean`` = E v and ``second_moment`` = E v² per element, averaged over the tensor.
+    ``position_correlation`` = E[v v′]/E v² for two positions of one sample and the same feature,
+    ``sample_correlation`` the same for two samples; both in [−1, 1].
+    ``spread`` = Var ln M over initializations (theory.md 5).
+    ``grad_second_moment``, ``grad_position_correlation``: the same of ∂⟨output, ξ⟩/∂v, ξ ~ N(0,1).
+    ``odd_in``: groups of parameters, newest last; flipping the signs of all parameters of one
+    group flips this tensor, so that E[v·u] = 0 exactly for every u that depends on none of them.
+    ``one_sided``: no element can be negative (+1) or positive (−1); 0 otherwise.
+    ``roles``: what each dimension indexes. ``profile``: the second moment along an axis relative
+    to its mean (zero padding), axis -> values, as a product over axes.
+    """
+
+    mean: float | None = None
+    second_moment: float | None = None
+    position_correlation: float | None = None
+    sample_correlation: float | None = None
+    spread: float | None = None
+    odd_in: tuple[Group, ...] = ()
+    one_sided: int = 0
+    roles: tuple[Role, ...] = ()
+    profile: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
+    gaussian: bool = False  # whether the elements are (nearly) normal over initializations
+    grad_second_moment: float | None = None
+    grad_position_correlation: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the second moment is known."""
+        return self.second_moment is not None
+
+    @property
+    def rms(self) -> float | None:
+        """√E v², or None where unknown."""
+        return None if self.second_moment is None else math.sqrt(max(self.second_moment, 0.0))
+
+    @property
+    def variance(self) -> float | None:
+        """E v² − (E v)², or None where unknown."""
+        if self.second_moment is None or self.mean is None:
+            return None
+        return max(self.second_moment - self.mean * self.mean, 0.0)
+
+    def but(self, **changes: object) -> Signal:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+UNKNOWN_SIGNAL = Signal()
