@@ -275,7 +275,7 @@ define("softmax", "log_softmax", "x", axis=REQUIRED)
 define("softmax", "gumbel_softmax", "x", axis=REQUIRED, tau=1.0, hard=False)
 
 # attention: softmax(scale·q·kᵀ + mask)·v with q [sample, heads, length, features]; `scale` None
-# means 1/sqrt(features); k and v may have fewer heads (grouped-query); `softcap` c: c·tanh(logits/c).
+# means 1/sqrt(features); k, v may have fewer heads (grouped-query); `softcap` c: c·tanh(logits/c).
 define("attention", "attention", "q k v mask?", scale=None, causal=False, dropout=0.0, softcap=0.0)
 # rotary: q·cos + rotate(q)·sin, positions mixed pairwise; `interleaved` says which pairs.
 define("attention", "rotary", "x cos sin positions?", interleaved=False, rotary_features=None)
