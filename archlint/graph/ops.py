@@ -217,8 +217,8 @@ define("normalisation", "group_norm", "x scale? shift?", groups=REQUIRED, eps=1e
 define("normalisation", "instance_norm", "x scale? shift?", eps=1e-5)
 define("normalisation", "lp_normalize", "x", p=2.0, axis=REQUIRED, eps=1e-12)
 define("normalisation", "local_response_norm", "x", size=REQUIRED, alpha=1e-4, beta=0.75, k=1.0)
-# standardise: (x − mean over axes)/sqrt(variance + eps), optionally without the square root's eps.
-define("normalisation", "standardise", "x", axes=REQUIRED, eps=0.0, unbiased=False)
+# standardise: (x − mean over axes)/(sqrt(variance + eps) + outer_eps).
+define("normalisation", "standardise", "x", axes=REQUIRED, eps=0.0, unbiased=False, outer_eps=0.0)
 # weight_norm: g·v/‖v‖ with the norm over all axes but `axis` (None: over all).
 define("normalisation", "weight_norm", "v g", axis=0)
 define("normalisation", "spectral_norm", "weight", axis=0)

@@ -6,9 +6,16 @@ here.
 
 from __future__ import annotations
 
-from archlint.graph.model import LayerGraph
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["recognise"]
+from archlint.graph.model import LayerGraph
+from archlint.graph.patterns.engine import Rewriter, explain
+
+__all__ = ["explain", "recognise"]
+
+for _module in sorted(found.name for found in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")
 
 
 def recognise(graph: LayerGraph) -> LayerGraph:
@@ -18,4 +25,4 @@ def recognise(graph: LayerGraph) -> LayerGraph:
     softmax, attention, linear maps with bias, weight normalisation; no-ops are taken out. The
     result computes the same values, passes ``verify``, and counts what left it in ``folded``.
     """
-    return graph
+    return Rewriter(graph).run()
