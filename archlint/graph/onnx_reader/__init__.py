@@ -1,0 +1,1 @@
+"""Reading ONNX files: bytes safely, tensors lazily, shapes statically, operators into the graph."""
