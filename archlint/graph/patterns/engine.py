@@ -337,10 +337,14 @@ class Rewriter:
 
     def number(self, value: float, dtype: str | None) -> str:
         """A constant value that holds one number."""
+        return self.array(np.asarray(value), dtype, f"{value:.7g}")
+
+    def array(self, elements: Any, dtype: str | None, name: str = "constant") -> str:
+        """A constant value that holds an array (in bfloat16 by name, in float32 in memory)."""
         kind = dtype if dtype in ("float16", "float32", "float64") else "float32"
-        array = np.asarray(value, kind)
-        fresh = self._fresh_value(f"{value:.7g}")
-        self.values[fresh] = Value(fresh, (), kind if dtype is None else dtype, array)
+        held = np.asarray(elements, kind)
+        fresh = self._fresh_value(name)
+        self.values[fresh] = Value(fresh, held.shape, dtype or kind, held)
         return fresh
 
     def run(self) -> LayerGraph:

@@ -192,8 +192,8 @@ def _root_plus(graph: Rewriter, value: str) -> tuple[str, float, Node] | None:
 
 def _statistic(graph: Rewriter, value: str) -> tuple[_Spread, float] | str:
     """(mean square, eps) where the value is mean square + eps."""
-    node = graph.made_by(value, "add", "maximum")
-    if node is not None and node.op == "add" and (shifted := graph.plus(node)) is not None:
+    node = graph.made_by(value, "add")
+    if node is not None and (shifted := graph.plus(node)) is not None:
         spread = _mean_square(graph, shifted[0])
         return spread if isinstance(spread, str) else (spread, shifted[2])
     spread = _mean_square(graph, value)
