@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from archlint.finding import Site
-from archlint.graph.model import Array, LayerGraph, Mode, Node, Parameter, Value, WeightState
+from archlint.graph.model import (
+    Array,
+    AttributeValue,
+    LayerGraph,
+    Mode,
+    Node,
+    Parameter,
+    Value,
+    WeightState,
+)
 from archlint.initialization.distribution import Distribution
 
 Shape = tuple[int | None, ...]
@@ -23,14 +32,16 @@ class GraphBuilder:
         self.values: dict[str, Value] = {}
         self.parameters: dict[str, Parameter] = {}
         self.inputs: list[str] = []
+        self._next: dict[str, int] = {}
 
     def fresh(self, stem: str) -> str:
         """A value id that is not taken."""
         if stem and stem not in self.values:
             return stem
-        i = 1
+        i = self._next.get(stem, 1)
         while f"{stem or 'value'}_{i}" in self.values:
             i += 1
+        self._next[stem] = i  # where the search goes on: a name once taken stays taken
         return f"{stem or 'value'}_{i}"
 
     def value(
@@ -82,9 +93,15 @@ class GraphBuilder:
         source_op: str = "",
         guard: tuple[tuple[str, bool], ...] = (),
         body: LayerGraph | None = None,
+        given: Mapping[str, AttributeValue] | None = None,
         **attributes: Any,
     ) -> str:
-        """Append a node with one output (or the declared ``outputs``); returns the first output."""
+        """Append a node with one output (or the declared ``outputs``); returns the first output.
+
+        Attributes that are called like a parameter of this method (``shape``, ``dtype``) go into
+        ``given``.
+        """
+        attributes.update(given or {})
         if outputs is None:
             outputs = [self.value(self.fresh(name or op), shape, dtype)]
         self.nodes.append(
