@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from archlint.finding import Site
 from archlint.graph.ops import OPS, UNKNOWN, check_node
 from archlint.initialization.distribution import Distribution
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 AttributeValue = (
     int
     | float

@@ -98,7 +98,7 @@ def _divide(a: Array, b: Array) -> Any:
     return np.divide(a, b)
 
 
-for _name, _function in {
+_NUMPY: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Pow": np.power,
     "Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log,
     "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Sign": np.sign, "Sin": np.sin,
@@ -108,7 +108,8 @@ for _name, _function in {
     "Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
     "GreaterOrEqual": np.greater_equal, "And": np.logical_and, "Or": np.logical_or,
     "Xor": np.logical_xor, "Not": np.logical_not, "IsNaN": np.isnan, "Identity": lambda x: x,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _NUMPY.items():
     _elementwise(_name, _function)
 
 
