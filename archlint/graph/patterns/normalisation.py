@@ -284,6 +284,15 @@ def standardised(graph: Rewriter, node: Node) -> Found | str:
     shape = graph.shape(x)
     if shape is None:
         return "the rank is not known"
+    if not spread.centred and (
+        graph.parameter(x) is not None
+        or (
+            kernel.eps == kernel.outer == 0.0
+            and len(spread.axes) == 1
+            and spread.factor == _count(graph, x, spread.axes)
+        )
+    ):
+        return "a vector divided by its length"
     return _normalised(graph, node, kernel, x, shape, parts)
 
 
@@ -322,6 +331,8 @@ def _normalised(
     trailing = axes == tuple(range(rank - len(axes), rank))
     if not spread.centred:
         op = "rms_norm"
+    elif graph.parameter(x) is not None:  # weight standardisation
+        op = "standardise"
     elif rank >= 4 and axes == tuple(range(2, rank)):
         op, attributes = "instance_norm", {"eps": kernel.eps}
     elif rank >= 2 and axes == (0, *range(2, rank)) and graph.graph.mode == "train":
