@@ -1,0 +1,160 @@
+"""The registry of transfer functions: op -> what it does to signals, found family by family.
+
+A transfer function gets a :class:`Step` and returns one Signal per output. Adding an op to the
+analysis is one function in its family's file. What a function cannot tell it leaves None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from archlint.graph.model import Array, LayerGraph, Node, Parameter
+from archlint.graph.ops import attribute
+from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Role, Signal
+
+Transfer = Callable[["Step"], "Signal | Sequence[Signal]"]
+TRANSFER: dict[str, Transfer] = {}
+
+
+def transfers(*ops: str) -> Callable[[Transfer], Transfer]:
+    """Register the transfer function of ops."""
+
+    def register(function: Transfer) -> Transfer:
+        for op in ops:
+            if op in TRANSFER:
+                raise ValueError(f"op {op!r} has two transfer functions")
+            TRANSFER[op] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node with the signals of its inputs. ``basis`` maps a value to the affine op, input or
+    other mixing op that its elements are an elementwise function of."""
+
+    graph: LayerGraph
+    node: Node
+    signals: Mapping[str, Signal]
+    basis: Mapping[str, str]
+
+    def signal(self, i: int) -> Signal:
+        """The signal of input ``i``; unknown where it is left out."""
+        value = self.value(i)
+        return UNKNOWN_SIGNAL if value is None else self.signals.get(value, UNKNOWN_SIGNAL)
+
+    def value(self, i: int) -> str | None:
+        """The value id of input ``i``, None where left out."""
+        return self.node.inputs[i] if i < len(self.node.inputs) else None
+
+    def has(self, i: int) -> bool:
+        """Whether input ``i`` is given."""
+        return self.value(i) is not None
+
+    def shape(self, i: int) -> tuple[int | None, ...] | None:
+        """The shape of input ``i``."""
+        return self.graph.shape(self.value(i))
+
+    def out_shape(self, i: int = 0) -> tuple[int | None, ...] | None:
+        """The shape of output ``i``."""
+        return self.graph.shape(self.node.outputs[i])
+
+    def parameter(self, i: int) -> Parameter | None:
+        """The parameter that input ``i`` is."""
+        return self.graph.parameter(self.value(i))
+
+    def constant(self, i: int) -> Array | None:
+        """The known elements of input ``i``."""
+        return self.graph.constant(self.value(i))
+
+    def attribute(self, name: str) -> object:
+        """An attribute or its default."""
+        return attribute(self.node.op, self.node.attributes, name)
+
+    def number(self, name: str) -> float:
+        """A numeric attribute or its default."""
+        value = self.attribute(name)
+        if not isinstance(value, int | float):
+            raise TypeError(f"{self.node.op}.{name} is {value!r}")
+        return float(value)
+
+    def ints(self, name: str) -> tuple[int, ...]:
+        """An attribute that is a tuple of integers."""
+        value = self.attribute(name)
+        if not isinstance(value, tuple):
+            raise TypeError(f"{self.node.op}.{name} is {value!r}")
+        return tuple(int(n) for n in value if not isinstance(n, str | tuple))
+
+    def same_basis(self, i: int, j: int) -> bool:
+        """Whether two inputs are elementwise functions of the same mixing op's output."""
+        a, b = self.value(i), self.value(j)
+        return a is not None and b is not None and self.basis.get(a, a) == self.basis.get(b, b)
+
+
+def known_size(shape: tuple[int | None, ...] | None, axes: Sequence[int]) -> int | None:
+    """The product of some dimensions, None where one is unknown."""
+    if shape is None:
+        return None
+    product = 1
+    for axis in axes:
+        n = shape[axis]
+        if n is None:
+            return None
+        product *= n
+    return product
+
+
+def of_parameter(parameter: Parameter) -> Signal:
+    """A weight read as a tensor: its elements are independent draws, the same for every sample."""
+    law = parameter.law
+    roles: tuple[Role, ...] = ("feature",) * len(parameter.shape)
+    if law is None or not math.isfinite(law.second_moment):
+        return Signal(roles=roles)
+    fixed = 1.0 if law.second_moment == 0 else law.mean**2 / law.second_moment
+    odd = (frozenset({parameter.name}),) if law.symmetric and law.random else ()
+    side = 0
+    if not law.random and law.variance == 0:
+        side = (law.mean > 0) - (law.mean < 0)
+    return Signal(law.mean, law.second_moment, fixed, 1.0, 0.0, odd, side, roles)
+
+
+def of_constant(array: Array) -> Signal:
+    """A known tensor: the same for every sample."""
+    roles: tuple[Role, ...] = ("feature",) * array.ndim
+    if array.dtype.kind not in "iufb" and "float" not in array.dtype.name:
+        return Signal(roles=roles)
+    numbers = array.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    if finite.size == 0:
+        return Signal(roles=roles)
+    mean, second = float(finite.mean()), float(np.square(finite).mean())
+    side = int(finite.min() >= 0) - int(finite.max() <= 0)
+    correlation = 1.0 if second == 0 else min(mean * mean / second, 1.0)
+    return Signal(mean, second, correlation, 1.0, 0.0, (), side, roles)
+
+
+def merged_groups(*groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """The flip groups that all tensors have in common, in the first one's order."""
+    first, *rest = groups
+    return tuple(g for g in first if all(g in other for other in rest))
+
+
+def correlated(covariance: float | None, second_moment: float | None) -> float | None:
+    """covariance/second_moment held to [−1, 1]; 1 for a tensor of zeros."""
+    if covariance is None or second_moment is None:
+        return None
+    if second_moment <= 0:
+        return 1.0
+    return min(max(covariance / second_moment, -1.0), 1.0)
+
+
+def product(correlation: float | None, second_moment: float | None) -> float | None:
+    """correlation·second_moment, None where either is unknown."""
+    if correlation is None or second_moment is None:
+        return None
+    return correlation * second_moment
