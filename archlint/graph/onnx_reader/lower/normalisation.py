@@ -14,6 +14,11 @@ def _batch_norm(c: Call) -> None:
     c.emit("batch_norm", [c.value(0), *(c.weight(i) for i in range(1, 5))],
            eps=float(c.get("epsilon", 1e-5)), momentum=1 - float(c.get("momentum", 0.9)),
            training=c.reader.mode == "train")  # fmt: skip
+    # A training export also puts out the statistics after this step; the step changes them by a
+    # fraction, and nothing but the next step reads them.
+    for name, held in zip(c.node.output[1:3], (3, 4), strict=False):
+        if name:
+            c.scope[name] = c.value(held)
 
 
 @lowers("InstanceNormalization")
