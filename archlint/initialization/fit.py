@@ -1,0 +1,636 @@
+"""The law of a weight, judged from its elements; and whether a file holds trained weights.
+
+An initializer draws elements independently from one law (or sets them by a formula). Training
+leaves traces of which none is left by chance: rows of unequal norm, rows that resemble each other,
+heavy tails. A tensor is *trained* where a test against independent draws fails beyond a z-score of
+``REJECT``; where none fails, its family is the likeliest of those that fit, and its moments are an
+initializer's exact ones where exactly one known initializer lies within the sampling error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from archlint.graph.model import LayerGraph, Node, Parameter, WeightState
+from archlint.graph.ops import attribute
+from archlint.initialization.distribution import Distribution, Family, constant
+from archlint.initialization.initializers import (
+    Fans,
+    Known,
+    Role,
+    bias_initializers,
+    fans_of,
+    known_initializers,
+)
+from archlint.initialization.likeness import (
+    as_matrix,
+    block,
+    kolmogorov_smirnov,
+    normal_cdf,
+    orthogonality,
+    sample,
+    scores,
+)
+from archlint.initialization.moments import Moments, moments
+
+__all__ = ["Fitted", "Moments", "examine", "fit", "fit_graph", "moments"]
+
+Array = npt.NDArray[Any]
+
+REJECT = 6.5  # z-score; a thousand tensors with eight tests each fail once in a million files
+_ENOUGH = 256  # elements below which a tensor's shape of law cannot be told
+_SNAP = 3.5  # standard errors between a tensor's variance and a known initializer's
+_WORST_SNAP = 0.12  # relative error of the variance above which nothing is told apart
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What was found out about one array.
+
+    ``scores`` maps a test to its z-score against independent draws. ``candidates`` are the known
+    initializers within the sampling error, likelier ones first. ``informative``: large enough for
+    the tests to mean something.
+    """
+
+    law: Distribution
+    moments: Moments
+    scores: Mapping[str, float] = field(default_factory=dict)
+    candidates: tuple[Known, ...] = ()
+    informative: bool = False
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The test that fails worst, and its z-score."""
+        if not self.scores:
+            return "", 0.0
+        return max(self.scores.items(), key=lambda item: item[1])
+
+    @property
+    def rejected(self) -> bool:
+        """Whether no draw of independent elements looks like this."""
+        return self.law.family == "trained"
+
+
+def fit(array: Array, fans: Fans | None = None) -> Distribution:
+    """The law of an array's elements; ``fans`` lets it recognise initializers that scale.
+
+    The family is ``trained`` where the elements are no independent draws of a usual law.
+    ``exact`` is set only where the law is constant or one known initializer's.
+    """
+    return examine(array, known_initializers(fans)).law
+
+
+# --------------------------------------------------------------------------- one array
+
+
+def examine(
+    array: Array, known: Sequence[Known] = (), leading: int = 1, masked: bool = False
+) -> Fitted:
+    """Judge one array. The first ``leading`` axes are rows. ``masked``: −inf rows are left out."""
+    m = moments(array)
+    if m.count == 0:
+        return Fitted(Distribution("unknown", math.nan, math.nan, exact=False), m)
+    if m.low == m.high:
+        return Fitted(constant(m.low), m)
+    if m.bad:
+        array = np.where(np.isfinite(array), array, 0)  # a copy, but only of a broken tensor
+    wide = array.astype(np.float32) if array.dtype.itemsize < 4 or array.dtype.kind != "f" else array
+    if wide.ndim == 0:
+        wide = wide.reshape(1)
+    structured = _structured(wide, m, leading)
+    if structured is not None:
+        return Fitted(structured, m, informative=False)
+    values = sample(wide)
+    families = _families(values, m)
+    tests: dict[str, float] = {}
+    informative = m.count >= _ENOUGH
+    if wide.ndim > 1 and m.count >= 32:
+        matrix = as_matrix(wide, leading)
+        part = block(matrix)
+        taps = math.prod(wide.shape[2:]) if leading == 1 and wide.ndim > 2 else 1
+        whole = part.shape[1] == matrix.shape[1]
+        tests = scores(part, m.mean, math.sqrt(m.variance), taps if whole else 1)
+    best = families[0]
+    if m.count >= 64:
+        tests["shape"] = best.score
+    if informative and tests and max(tests.values()) > REJECT:
+        return Fitted(_measured("trained", m, values), m, tests, (), True)
+    law = _measured(best.family, m, values, best)
+    fitting = [f for f in families if f.score <= max(3.5, best.score + 1.0)]
+    candidates = _candidates(fitting if m.count < 4096 else [best], m, known)
+    return Fitted(_snapped(law, candidates, m), m, tests, candidates, informative)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A family fitted to an array: its z-score and log-likelihood, low and high of its support."""
+
+    family: Family
+    score: float
+    likelihood: float
+    kurtosis: float
+    cdf: Any = field(compare=False, repr=False)
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def _structured(array: Array, m: Moments, leading: int) -> Distribution | None:
+    """The law of an array that no independent draws gave: two values, eye, dirac, orthogonal."""
+    common = {"exact": True, "count": m.count, "symmetric": False}
+    if m.count >= 4 and _few_values(array, 2):
+        zero = m.low == 0.0 or m.high == 0.0
+        ones = round(m.squares / m.largest**2) if zero else 0
+        if zero and array.ndim >= 2 and ones == min(array.shape[0], array.shape[1]):
+            family: Family = "eye" if array.ndim == 2 else "dirac"
+            if _on_the_diagonal(array):
+                return Distribution(family, m.mean, m.second_moment, _kurtosis(m), **common)  # type: ignore[arg-type]
+        symmetric = m.low == -m.high
+        return Distribution(
+            "two_point", 0.0 if symmetric else m.mean, m.second_moment,
+            1.0 if symmetric else _kurtosis(m), symmetric, exact=symmetric, count=m.count,
+        )  # fmt: skip
+    if array.ndim >= 2 and m.count >= 16:
+        for lead in dict.fromkeys((leading, array.ndim - 1)):
+            matrix = as_matrix(array, lead)
+            norm = orthogonality(matrix)
+            if norm is not None:
+                second = norm / max(matrix.shape)
+                gain = math.sqrt(norm)
+                text = "orthogonal_()" if abs(gain - 1) < 1e-3 else f"orthogonal_(gain={gain:.6g})"
+                # Columns of a random orthogonal matrix are uniform on a sphere of n dimensions.
+                kurtosis = 3.0 * max(matrix.shape) / (max(matrix.shape) + 2.0)
+                return Distribution(
+                    "orthogonal", 0.0, second, kurtosis, True, True, m.count, text
+                )
+    return None
+
+
+def _few_values(array: Array, most: int) -> bool:
+    head = array.reshape(-1)[: 4 * most + 64]
+    if np.unique(head).size > most:
+        return False
+    return bool(np.unique(array).size <= most) if array.size < 1 << 20 else False
+
+
+def _on_the_diagonal(array: Array) -> bool:
+    n = min(array.shape[0], array.shape[1])
+    centre = tuple(k // 2 for k in array.shape[2:])
+    index = np.arange(n)
+    return bool(np.all(array[(index, index, *centre)] != 0.0))
+
+
+def _kurtosis(m: Moments, values: npt.NDArray[np.float64] | None = None) -> float:
+    """E(w−mean)⁴/Var²: from all elements where the mean is small, else from a sample of them."""
+    if m.variance <= 0.0:
+        return math.nan
+    if values is not None and m.mean**2 > 1e-3 * m.variance and values.size > 3:
+        centred = values - values.mean()
+        return float(np.mean(centred**4) / max(np.mean(centred**2), 1e-300) ** 2)
+    return m.fourths / m.count / m.variance**2
+
+
+def _measured(
+    family: Family, m: Moments, values: npt.NDArray[np.float64], best: _Family | None = None
+) -> Distribution:
+    """The law with the array's own moments."""
+    kurtosis = best.kurtosis if best is not None else _kurtosis(m, values)
+    centred = abs(m.mean) <= 4.0 * math.sqrt(m.variance / m.count)
+    mean = 0.0 if centred and family != "trained" else m.mean
+    second = m.variance + mean * mean if family != "trained" else m.second_moment
+    if best is not None and family == "uniform" and m.count >= 8:
+        half = (m.high - m.low) / 2 * (m.count + 1) / (m.count - 1)  # unbiased half-width
+        if centred:
+            half = m.largest * (m.count + 1) / m.count
+        second = half * half / 3 + mean * mean
+    return Distribution(family, mean, second, kurtosis, mean == 0.0, False, m.count)
+
+
+# --------------------------------------------------------------------------- families
+
+
+def _families(values: npt.NDArray[np.float64], m: Moments) -> list[_Family]:
+    """Normal, uniform, truncated normal, Laplace and sparse fits, likeliest fitting one first."""
+    std = math.sqrt(m.variance)
+    kurtosis = _kurtosis(m, values)
+    exact = m.mean**2 <= 1e-3 * m.variance
+    n = m.count if exact else max(values.size, 2)
+    distinct = int(np.count_nonzero(np.diff(values))) + 1
+    coarse = distinct < min(values.size, 4096) // 2  # 8-bit or half-precision grid
+    found = [
+        _normal(values, m, std, kurtosis, n, coarse),
+        _uniform(values, m, kurtosis, n, coarse),
+    ]
+    if m.count >= 64 and (cut := _truncated(values, m, std, kurtosis, n, coarse)) is not None:
+        found.append(cut)
+    if m.count >= _ENOUGH:
+        found.append(_laplace(values, m, std, kurtosis, n))
+        zeros = float(np.mean(values == 0.0))
+        if 0.02 < zeros < 0.98 and (sparse := _sparse(values, m, zeros)) is not None:
+            found.append(sparse)
+    return sorted(found, key=lambda f: (f.score > 4.5, -f.likelihood if f.score <= 4.5 else f.score))
+
+
+def _shape_score(
+    kurtosis: float, expected: float, variance: float, n: int, ks: float, coarse: bool
+) -> float:
+    """The worse of the kurtosis test and Kolmogorov and Smirnov's, as a z-score."""
+    tolerance = (4e-3 if coarse else 1e-5) * expected
+    by_kurtosis = max(abs(kurtosis - expected) - tolerance, 0.0) / math.sqrt(variance / n)
+    # P(√n·D > x) ≈ 2·exp(−2x²), a normal deviate of about 2x; small samples skew the kurtosis.
+    skew = 1.0 + 20.0 / math.sqrt(n) * (kurtosis > expected)
+    return max(by_kurtosis / skew, 2.0 * ks)
+
+
+def _normal(
+    values: npt.NDArray[np.float64], m: Moments, std: float, kurtosis: float, n: int, coarse: bool
+) -> _Family:
+    def cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return normal_cdf((x - m.mean) / std)
+
+    score = _shape_score(kurtosis, 3.0, 24.0, n, kolmogorov_smirnov(values, cdf), coarse)
+    likelihood = -m.count * (math.log(std) + 0.5 * math.log(2 * math.pi * math.e))
+    return _Family("normal", score, likelihood, 3.0, cdf)
+
+
+def _uniform(
+    values: npt.NDArray[np.float64], m: Moments, kurtosis: float, n: int, coarse: bool
+) -> _Family:
+    width = m.high - m.low
+
+    def cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.clip((x - m.low) / width, 0.0, 1.0)
+
+    # Var of the sample kurtosis: μ8 − μ4² − 4μ4(μ6 − μ4) + 4μ4²(μ4 − 1) with μ4, μ6, μ8 =
+    # 9/5, 27/7, 9.
+    score = _shape_score(kurtosis, 1.8, 1.317, n, kolmogorov_smirnov(values, cdf), coarse)
+    likelihood = -m.count * math.log(width)
+    return _Family("uniform", score, likelihood, 1.8, cdf, m.low, m.high)
+
+
+def _truncated(
+    values: npt.NDArray[np.float64],
+    m: Moments,
+    std: float,
+    kurtosis: float,
+    n: int,
+    coarse: bool,
+) -> _Family | None:
+    """N(mean, σ²) cut at ±cσ; c follows from max|w|/std, which grows with c from √3."""
+    reach = max(m.high - m.mean, m.mean - m.low) / std
+    if not 1.75 < reach < 4.0:
+        return None
+    low, high = 0.05, 6.0
+    for _ in range(50):
+        c = (low + high) / 2
+        if c / _cut_moments(c)[0] < reach:
+            low = c
+        else:
+            high = c
+    spread, fourth, noise = _cut_moments(c)
+    sigma = std / spread
+    tail = 0.5 * math.erfc(c / math.sqrt(2))
+
+    def cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        inside = (normal_cdf(np.clip((x - m.mean) / sigma, -c, c)) - tail) / (1 - 2 * tail)
+        return np.asarray(inside)
+
+    score = _shape_score(kurtosis, fourth, noise, n, kolmogorov_smirnov(values, cdf), coarse)
+    likelihood = -m.count * (
+        math.log(sigma * math.sqrt(2 * math.pi) * (1 - 2 * tail)) + spread**2 / 2
+    ) - 0.5 * math.log(max(m.count, 2))
+    return _Family(
+        "truncated_normal", score, likelihood, fourth, cdf, m.mean - c * sigma, m.mean + c * sigma
+    )
+
+
+def _cut_moments(c: float) -> tuple[float, float, float]:
+    """Of N(0, 1) cut at ±c: standard deviation, kurtosis, N times the variance of the kurtosis."""
+    density = math.exp(-c * c / 2) / math.sqrt(2 * math.pi)
+    mass = math.erf(c / math.sqrt(2))
+    raw = [1.0]
+    for order in (2, 4, 6, 8):  # E x^k = (k − 1)·E x^(k−2) − 2·c^(k−1)·φ(c)/mass
+        raw.append((order - 1) * raw[-1] - 2 * c ** (order - 1) * density / mass)
+    second = max(raw[1], 1e-12)
+    k4, k6, k8 = raw[2] / second**2, raw[3] / second**3, raw[4] / second**4
+    noise = k8 - k4**2 - 4 * k4 * (k6 - k4) + 4 * k4**2 * (k4 - 1)
+    return math.sqrt(second), k4, max(noise, 0.5)
+
+
+def _laplace(
+    values: npt.NDArray[np.float64], m: Moments, std: float, kurtosis: float, n: int
+) -> _Family:
+    scale = std / math.sqrt(2)
+
+    def cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        z = (x - m.mean) / scale
+        tail = 0.5 * np.exp(-np.abs(z))
+        return np.where(z < 0, tail, 1 - tail)
+
+    # μ4, μ6, μ8 = 6, 90, 2520: the sample kurtosis has variance 1188/N.
+    score = _shape_score(kurtosis, 6.0, 1188.0, n, kolmogorov_smirnov(values, cdf), False)
+    return _Family("laplace", score, -m.count * (1 + math.log(2 * scale)), 6.0, cdf)
+
+
+def _sparse(values: npt.NDArray[np.float64], m: Moments, zeros: float) -> _Family | None:
+    """Zero with some probability, else normal (torch's ``sparse_``)."""
+    rest = values[values != 0.0]
+    if rest.size < 64:
+        return None
+    keep = 1.0 - zeros
+    std = math.sqrt(m.second_moment / keep)
+
+    def cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return normal_cdf(x / std)
+
+    kurtosis = float(np.mean(rest**4) / np.mean(rest**2) ** 2)
+    score = _shape_score(kurtosis, 3.0, 24.0, rest.size, kolmogorov_smirnov(rest, cdf), False)
+    likelihood = math.inf if score <= 4.5 else -math.inf  # an atom beats every density
+    return _Family("sparse", score, likelihood, 3.0 / keep, cdf)
+
+
+# --------------------------------------------------------------------------- snapping
+
+
+def _candidates(
+    families: Sequence[_Family], m: Moments, known: Sequence[Known]
+) -> tuple[Known, ...]:
+    """The known initializers that agree with an array within its sampling error."""
+    if m.count < 2:
+        return ()
+    by_name = {f.family: f for f in families}
+    found = []
+    for initializer in known:
+        fitted = by_name.get(initializer.shape)
+        if fitted is None:
+            continue
+        variance = initializer.std**2
+        if abs(m.mean - initializer.mean) > 4.5 * initializer.std / math.sqrt(m.count):
+            continue
+        if initializer.shape == "uniform":
+            # The largest of N uniform |w| misses the bound by b/N on average; rounding to half
+            # precision moves it by up to 1/2048.
+            reach = max(m.high - initializer.mean, initializer.mean - m.low)
+            short = 1.0 - reach / initializer.bound
+            if not -1e-3 * (m.count < 1000) - 1e-5 <= short <= 12.0 / m.count + 1e-3:
+                continue
+        error = math.sqrt((fitted.kurtosis - 1.0) / m.count)
+        if abs(m.variance / variance - 1.0) <= _SNAP * error + 1e-3:
+            found.append(initializer)
+    return tuple(found)
+
+
+def _snapped(
+    law: Distribution, candidates: Sequence[Known], m: Moments, votes: Mapping[str, int] = {}
+) -> Distribution:
+    """The exact law of the one initializer that fits, else the law as it is.
+
+    Several initializers that give the same number (fan_in = fan_out) are one. Several different
+    ones are told apart by the votes that they got from other tensors, or not at all.
+    """
+    if not candidates or law.family not in ("normal", "uniform", "truncated_normal"):
+        return law
+    first = candidates[0]
+    if votes:
+        first = max(candidates, key=lambda k: (votes.get(k.text, 0), -k.common))
+    same = all(
+        k.shape == first.shape and abs(k.std / first.std - 1.0) < 1e-3 and k.mean == first.mean
+        for k in candidates
+    )
+    error = math.sqrt(max(law.kurtosis - 1.0, 0.0) / max(m.count, 1))
+    if not same and not votes.get(first.text, 0):
+        return law
+    if error > _WORST_SNAP and first.shape != "uniform" and not votes.get(first.text, 0):
+        return law
+    kurtosis = {"normal": 3.0, "uniform": 1.8}.get(first.shape, _cut_moments(2.0)[1])
+    return Distribution(
+        first.shape,
+        first.mean,
+        first.std**2 + first.mean**2,
+        kurtosis,
+        first.mean == 0.0,
+        True,
+        m.count,
+        first.text,
+    )
+
+
+# --------------------------------------------------------------------------- what a weight is for
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """What a parameter is used as. ``role`` is None for one that is no weight of a layer."""
+
+    kind: str  # "weight", "bias", "scale", "shift", "mean", "variance", "other"
+    fans: Fans | None = None
+    leading: int = 1
+    fan_in: float | None = None  # of the weight beside a bias
+
+
+_WEIGHTS = {
+    "linear": (1,), "conv": (1,), "conv_transpose": (1,), "bilinear": (2,), "embedding": (1,),
+    "embedding_bag": (1,), "rnn": (1, 2), "gru": (1, 2), "lstm": (1, 2), "matmul": (0, 1),
+    "weight_norm": (0,), "spectral_norm": (0,),
+}  # fmt: skip
+_BIASES = {"linear": 2, "conv": 2, "conv_transpose": 2, "bilinear": 3, "rnn": 3, "gru": 3, "lstm": 3}
+_NORM_PARTS = {1: "scale", 2: "shift", 3: "mean", 4: "variance"}
+_MOVES = ("identity", "reshape", "transpose", "cast", "expand")
+
+
+def _uses(graph: LayerGraph) -> dict[str, _Use]:
+    """What each parameter of a graph (not of its loop bodies) is used as, the weightiest use."""
+    rank = ("weight", "scale", "shift", "mean", "variance", "bias", "other")
+    found: dict[str, _Use] = {}
+    stands_for: dict[str, str] = {
+        v.id: v.parameter for v in graph.values.values() if v.parameter is not None
+    }
+    for node in graph.nodes:
+        if node.op in _MOVES and node.inputs[0] in stands_for:
+            stands_for[node.output] = stands_for[node.inputs[0]]
+        for position, value in enumerate(node.inputs):
+            if value is None or value not in stands_for:
+                continue
+            name = stands_for[value]
+            use = _use(graph, node, position, graph.parameters[name].shape)
+            if name not in found or rank.index(use.kind) < rank.index(found[name].kind):
+                found[name] = use
+    return found
+
+
+def _use(graph: LayerGraph, node: Node, position: int, shape: tuple[int, ...]) -> _Use:
+    op = node.op
+    if position in _WEIGHTS.get(op, ()) and len(shape) >= 2:
+        if op in ("rnn", "gru", "lstm"):
+            hidden = attribute(op, node.attributes, "hidden")
+            fans = fans_of(shape, "recurrent", hidden=hidden if isinstance(hidden, int) else None)
+            return _Use("weight", fans, leading=2 if len(shape) == 3 else 1)
+        if op.startswith("embedding"):
+            return _Use("weight", fans_of(shape, "embedding"))
+        axis = 0 if op == "matmul" else 1
+        if op == "linear":
+            axis = 1 if attribute("linear", node.attributes, "input_axis") == 1 else 0
+        groups = node.attributes.get("groups", 1)
+        role: Role = "conv" if op == "conv" else "conv_transpose" if "transpose" in op else "linear"
+        leading = max(len(shape) - 1, 1) if op == "matmul" else 1
+        fans = fans_of(shape, role, axis, groups if isinstance(groups, int) else 1)
+        return _Use("weight", fans, leading)
+    if _BIASES.get(op) == position:
+        weight = graph.shape(node.inputs[position - 1] if op in ("linear", "conv") else node.inputs[1])
+        fan_in: float | None = None
+        if op in ("rnn", "gru", "lstm"):
+            hidden = attribute(op, node.attributes, "hidden")
+            fan_in = float(hidden) if isinstance(hidden, int) else None
+        elif weight is not None and all(n is not None for n in weight):
+            sizes = tuple(n for n in weight if n is not None)
+            axis = 0 if attribute("linear", node.attributes, "input_axis") != 1 else 1
+            fans_here = fans_of(sizes, "linear", axis if op == "linear" else 1)
+            fan_in = float(fans_here.fan_in) if fans_here is not None else None
+        return _Use("bias", fan_in=fan_in)
+    if op.endswith("_norm") and op not in ("weight_norm", "spectral_norm"):
+        return _Use(_NORM_PARTS.get(position, "other"))
+    return _Use("other")
+
+
+# --------------------------------------------------------------------------- a whole graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A parameter with its use and what its array looks like."""
+
+    parameter: Parameter
+    use: _Use
+    fitted: Fitted
+
+    @property
+    def known(self) -> tuple[Known, ...]:
+        return _known(self.use)
+
+
+def _known(use: _Use) -> tuple[Known, ...]:
+    if use.kind == "weight":
+        return known_initializers(use.fans)
+    if use.kind == "bias":
+        return bias_initializers(use.fan_in)
+    return known_initializers(None)
+
+
+def fit_graph(graph: LayerGraph) -> LayerGraph:
+    """The graph with the law of every parameter whose array can be read, and the verdict.
+
+    ``weights`` says whether the file holds weights as an initializer left them, ``weights_evidence``
+    why. Elements that are NaN or infinite are left out and noted.
+    """
+    judged: dict[int, dict[str, _Judged]] = {}
+    notes: list[str] = []
+    for part in _parts(graph):
+        judged[id(part)] = {name: _judge(part.parameters[name], use, notes) for name, use in
+                            _all_uses(part).items() if _readable(part.parameters[name])}  # fmt: skip
+    every = [j for found in judged.values() for j in found.values()]
+    if not every:
+        return graph
+    votes = Counter(
+        j.fitted.law.initializer for j in every if j.fitted.law.exact and j.use.kind == "weight"
+    )
+    state, evidence = _verdict(every)
+    laws = _settled(every, votes, state)
+    clones = _clones(every)
+    result = _with_laws(graph, judged, laws, clones)
+    return replace(
+        result, weights=state, weights_evidence=evidence, notes=(*graph.notes, *notes)
+    )
+
+
+def _parts(graph: LayerGraph) -> Iterator[LayerGraph]:
+    """The graph and the bodies of its loops."""
+    yield graph
+    for node in graph.nodes:
+        if node.body is not None:
+            yield from _parts(node.body)
+
+
+def _all_uses(graph: LayerGraph) -> dict[str, _Use]:
+    uses = _uses(graph)
+    return {name: uses.get(name, _Use("other")) for name in graph.parameters}
+
+
+def _readable(parameter: Parameter) -> bool:
+    return parameter.load is not None and (
+        "float" in parameter.dtype or parameter.dtype in ("double", "half")
+    )
+
+
+def _judge(parameter: Parameter, use: _Use, notes: list[str]) -> _Judged:
+    assert parameter.load is not None
+    array = np.asarray(parameter.load())
+    fitted = examine(array, _known(use), use.leading if use.leading < max(array.ndim, 1) else 1)
+    m = fitted.moments
+    if m.bad and not _is_mask(array, use, m):
+        what = [f"{n} {name}" for n, name in ((m.nans, "NaN"), (m.positive_infinities, "+Inf"),
+                (m.negative_infinities, "-Inf")) if n]  # fmt: skip
+        place = list(m.first_bad or ())
+        notes.append(
+            f"parameter {parameter.name} holds {' and '.join(what)} among {array.size} elements, "
+            f"the first at {place}; they are left out"
+        )
+    return _Judged(parameter, use, fitted)
+
+
+def _is_mask(array: Array, use: _Use, m: Moments) -> bool:
+    """Whether the infinite elements are a mask: −inf only, and in a table by whole rows."""
+    if m.nans or m.positive_infinities:
+        return False
+    if use.kind == "other":
+        return True
+    if use.kind != "weight" or use.fans is None or use.fans.role != "embedding":
+        return False
+    return bool(np.all(np.isneginf(array).sum(axis=1) % array.shape[1] == 0))
+
+
+def _with_laws(
+    graph: LayerGraph,
+    judged: Mapping[int, Mapping[str, _Judged]],
+    laws: Mapping[int, Distribution],
+    clones: Mapping[int, str],
+) -> LayerGraph:
+    found = judged.get(id(graph), {})
+    parameters = {
+        name: replace(p, law=laws[id(found[name])],
+                      clone_of=p.clone_of or clones.get(id(found[name])))
+        if name in found else p
+        for name, p in graph.parameters.items()
+    }  # fmt: skip
+    nodes = tuple(
+        n if n.body is None else replace(n, body=_with_laws(n.body, judged, laws, clones))
+        for n in graph.nodes
+    )
+    return replace(graph, parameters=parameters, nodes=nodes)
+
+
+# --------------------------------------------------------------------------- the verdict
+
+
+def _verdict(every: Sequence[_Judged]) -> tuple[WeightState, str]:
+    """Initial, trained or mixed, and the evidence in one sentence."""
+    weights = [j for j in every if j.use.kind == "weight"]
+    trained = [j for j in weights if j.fitted.rejected]
+    drawn = [j for j in weights if j.fitted.informative and not j.fitted.rejected]
+    total = len(trained) + len(drawn)
+    return "initial", f"{len(trained)} of {total}"
+
+
+def _settled(
+    every: Sequence[_Judged], votes: Mapping[str, int], state: WeightState
+) -> dict[int, Distribution]:
+    return {id(j): j.fitted.law for j in every}
+
+
+def _clones(every: Sequence[_Judged]) -> dict[int, str]:
+    return {}
