@@ -90,10 +90,11 @@ def fit(array: Array, fans: Fans | None = None) -> Distribution:
 # --------------------------------------------------------------------------- one array
 
 
-def examine(
-    array: Array, known: Sequence[Known] = (), leading: int = 1, masked: bool = False
-) -> Fitted:
-    """Judge one array. The first ``leading`` axes are rows. ``masked``: −inf rows are left out."""
+def examine(array: Array, known: Sequence[Known] = (), leading: int = 1, depth: int = 1) -> Fitted:
+    """Judge one array, whose first ``leading`` axes are rows.
+
+    ``depth``: whether an array that is no draw as a whole may be one part by part.
+    """
     m = moments(array)
     if m.count == 0:
         return Fitted(Distribution("unknown", math.nan, math.nan, exact=False), m)
@@ -101,7 +102,9 @@ def examine(
         return Fitted(constant(m.low), m)
     if m.bad:
         array = np.where(np.isfinite(array), array, 0)  # a copy, but only of a broken tensor
-    wide = array.astype(np.float32) if array.dtype.itemsize < 4 or array.dtype.kind != "f" else array
+    wide = (
+        array.astype(np.float32) if array.dtype.itemsize < 4 or array.dtype.kind != "f" else array
+    )
     if wide.ndim == 0:
         wide = wide.reshape(1)
     structured = _structured(wide, m, leading)
@@ -121,11 +124,115 @@ def examine(
     if m.count >= 64:
         tests["shape"] = best.score
     if informative and tests and max(tests.values()) > REJECT:
+        if _is_table(wide, values):
+            return Fitted(_measured("deterministic", m, values), m, tests)
+        if (
+            depth
+            and _may_be_parts(tests)
+            and (mixed := _in_parts(wide, m, known, leading, depth)) is not None
+        ):
+            return mixed
         return Fitted(_measured("trained", m, values), m, tests, (), True)
     law = _measured(best.family, m, values, best)
     fitting = [f for f in families if f.score <= max(3.5, best.score + 1.0)]
     candidates = _candidates(fitting if m.count < 4096 else [best], m, known)
     return Fitted(_snapped(law, candidates, m), m, tests, candidates, informative)
+
+
+_PARTS = (2, 3, 4)  # fused projections: key-value, query-key-value, gates
+_PIECE = 4096  # elements of a part that is to be judged alone
+
+
+def _may_be_parts(tests: Mapping[str, float]) -> bool:
+    """Whether only unequal norms speak against draws: joined blocks show no resemblance."""
+    return all(z <= REJECT for name, z in tests.items() if "norm" not in name and name != "shape")
+
+
+def _in_parts(
+    array: Array, m: Moments, known: Sequence[Known], leading: int, depth: int
+) -> Fitted | None:
+    """A mixture, where each of a few equal blocks of rows or columns is a draw of its own.
+
+    Exporters and users join projections that were drawn separately; a trained matrix does not
+    become independent draws by being cut in a few pieces.
+    """
+    for axis in range(min(array.ndim, 2) if array.ndim < 4 else 1):
+        for parts in _PARTS:
+            size = array.shape[axis]
+            if size % parts or array.size // parts < _PIECE or size // parts < 4:
+                continue
+            pieces = [
+                examine(piece, known, leading, depth - 1) for piece in np.split(array, parts, axis)
+            ]
+            if any(p.rejected or p.law.family in ("laplace", "deterministic") for p in pieces):
+                continue
+            if not any(p.law.random for p in pieces):
+                continue
+            sums: Counter[str] = Counter()
+            for piece in pieces:
+                sums.update(piece.scores)
+            sums.pop("shape", None)
+            if max(sums.values(), default=0.0) > 4.5 * math.sqrt(parts):
+                continue  # each part is a little off: a gradient over the whole, not parts
+            kurtosis = _kurtosis(m)
+            law = Distribution(
+                "mixture", 0.0, m.second_moment, kurtosis, True, False, m.count,
+                " | ".join(dict.fromkeys(p.law.initializer or p.law.family for p in pieces)),
+            )  # fmt: skip
+            tests = {name: max(p.scores.get(name, 0.0) for p in pieces)
+                     for name in {k for p in pieces for k in p.scores}}  # fmt: skip
+            return Fitted(law, m, tests, (), True)
+    return None
+
+
+def _is_table(array: Array, values: npt.NDArray[np.float64]) -> bool:
+    """Whether an array is a formula's table: Fourier or cosine matrix, filter bank, sinusoids.
+
+    Such a table repeats its numbers far more often than draws or trained weights in single
+    precision do, and not on the even grid of quantised ones; or all its rows have the norm √(n/2)
+    of paired sines and cosines.
+    """
+    if array.dtype.itemsize < 4:
+        return False
+    nonzero = np.abs(values[values != 0.0])
+    if nonzero.size >= 32:
+        distinct = np.unique(nonzero)
+        if distinct.size <= nonzero.size // 2 and not _is_quantised(array):
+            return True
+        # A filter bank: no negative element, and most are exactly zero.
+        if nonzero.size < 0.2 * values.size and values[0] >= 0.0:
+            return True
+    if array.ndim == 2 and array.shape[1] % 2 == 0 and array.shape[1] >= 8:
+        some = np.asarray(array[:: max(array.shape[0] // 64, 1)], np.float64)
+        if np.allclose((some**2).sum(axis=1), array.shape[1] / 2, rtol=1e-4):
+            return True
+    return False
+
+
+def _is_quantised(array: Array) -> bool:
+    """Whether the elements, or those of single rows or columns, lie on an even grid."""
+    if array.ndim < 2:
+        lines = [array.reshape(-1)[:4096]]
+    else:
+        matrix = as_matrix(array)
+        last = array.reshape(-1, array.shape[-1])
+        lines = [array.reshape(-1)[:4096]]
+        for i in range(4):
+            lines += [matrix[i * len(matrix) // 4][:4096], last[:4096, i * last.shape[1] // 4]]
+            lines.append(last[i * len(last) // 4][:4096])
+    return any(_on_a_grid(np.asarray(line, np.float64)) for line in lines)
+
+
+def _on_a_grid(line: npt.NDArray[np.float64]) -> bool:
+    values = np.unique(line)
+    if values.size < 4:
+        return False
+    steps = np.diff(values)
+    step = float(steps[steps > 1e-6 * float(np.abs(values).max())].min(initial=math.inf))
+    if not math.isfinite(step):
+        return False
+    places = steps / step
+    return bool(np.abs(places - np.round(places)).max() < 0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +273,7 @@ def _structured(array: Array, m: Moments, leading: int) -> Distribution | None:
                 text = "orthogonal_()" if abs(gain - 1) < 1e-3 else f"orthogonal_(gain={gain:.6g})"
                 # Columns of a random orthogonal matrix are uniform on a sphere of n dimensions.
                 kurtosis = 3.0 * max(matrix.shape) / (max(matrix.shape) + 2.0)
-                return Distribution(
-                    "orthogonal", 0.0, second, kurtosis, True, True, m.count, text
-                )
+                return Distribution("orthogonal", 0.0, second, kurtosis, True, True, m.count, text)
     return None
 
 
@@ -234,7 +339,9 @@ def _families(values: npt.NDArray[np.float64], m: Moments) -> list[_Family]:
         zeros = float(np.mean(values == 0.0))
         if 0.02 < zeros < 0.98 and (sparse := _sparse(values, m, zeros)) is not None:
             found.append(sparse)
-    return sorted(found, key=lambda f: (f.score > 4.5, -f.likelihood if f.score <= 4.5 else f.score))
+    return sorted(
+        found, key=lambda f: (f.score > 4.5, -f.likelihood if f.score <= 4.5 else f.score)
+    )
 
 
 def _shape_score(
@@ -386,39 +493,71 @@ def _candidates(
     return tuple(found)
 
 
+_TIERS = 8.0  # how much likelier an initializer of one rank of ``common`` is than of the next
+
+
 def _snapped(
-    law: Distribution, candidates: Sequence[Known], m: Moments, votes: Mapping[str, int] = {}
+    law: Distribution,
+    candidates: Sequence[Known],
+    m: Moments,
+    others: Mapping[str, tuple[float, int]] = {},
 ) -> Distribution:
     """The exact law of the one initializer that fits, else the law as it is.
 
-    Several initializers that give the same number (fan_in = fan_out) are one. Several different
-    ones are told apart by the votes that they got from other tensors, or not at all.
+    Initializers that give the same number (fan_in = fan_out) count as one. Different numbers within
+    the sampling error are weighed by how usual the initializers are and by the deviations, in
+    standard errors: this tensor's own and that of all tensors together (``others``: a text's pooled
+    deviation and the number of tensors). One must be twenty times likelier than the rest together.
     """
     if not candidates or law.family not in ("normal", "uniform", "truncated_normal"):
         return law
-    first = candidates[0]
-    if votes:
-        first = max(candidates, key=lambda k: (votes.get(k.text, 0), -k.common))
-    same = all(
-        k.shape == first.shape and abs(k.std / first.std - 1.0) < 1e-3 and k.mean == first.mean
-        for k in candidates
-    )
     error = math.sqrt(max(law.kurtosis - 1.0, 0.0) / max(m.count, 1))
-    if not same and not votes.get(first.text, 0):
+    weights: dict[tuple[str, float, float], float] = defaultdict(float)
+    best: dict[tuple[str, float, float], Known] = {}
+    for k in candidates:
+        own = (m.variance / k.std**2 - 1.0) / error if k.shape != "uniform" else 0.0
+        pooled, count = others.get(k.text, (0.0, 0))
+        worse = max(own * own, pooled * pooled)
+        key = (k.shape, float(f"{k.std:.4g}"), k.mean)
+        weights[key] += _TIERS**-k.common * math.exp(-worse / 2) * max(count, 1)
+        if key not in best or (-k.common, count) > (
+            -best[key].common, others.get(best[key].text, (0.0, 0))[1]
+        ):  # fmt: skip
+            best[key] = k
+    likeliest = max(weights, key=lambda name: weights[name])
+    found = best[likeliest]
+    if weights[likeliest] < 0.95 * sum(weights.values()):
         return law
-    if error > _WORST_SNAP and first.shape != "uniform" and not votes.get(first.text, 0):
+    agreed = others.get(found.text, (0.0, 0))[1] >= 2
+    if error > _WORST_SNAP and found.shape != "uniform" and not agreed:
         return law
-    kurtosis = {"normal": 3.0, "uniform": 1.8}.get(first.shape, _cut_moments(2.0)[1])
+    if found.shape == "uniform" and m.count < 12 and not agreed:
+        return law
+    kurtosis = {"normal": 3.0, "uniform": 1.8}.get(found.shape, _cut_moments(2.0)[1])
     return Distribution(
-        first.shape,
-        first.mean,
-        first.std**2 + first.mean**2,
+        found.shape,
+        found.mean,
+        found.std**2 + found.mean**2,
         kurtosis,
-        first.mean == 0.0,
+        found.mean == 0.0,
         True,
         m.count,
-        first.text,
+        found.text,
     )
+
+
+def _pooled(every: Iterable[_Judged]) -> dict[str, tuple[float, int]]:
+    """For each initializer's text: deviation of all tensors it may explain, in standard errors."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for j in every:
+        m = j.fitted.moments
+        for k in j.fitted.candidates:
+            noise = {"normal": 2.0, "uniform": 0.8}.get(k.shape, 1.4) / m.count
+            total = sums[k.text]
+            total[0] += (m.variance / k.std**2 - 1.0) / noise
+            total[1] += 1.0 / noise
+            total[2] += 1
+    return {text: (a / math.sqrt(b), int(n)) for text, (a, b, n) in sums.items()}
 
 
 # --------------------------------------------------------------------------- what a weight is for
@@ -432,6 +571,7 @@ class _Use:
     fans: Fans | None = None
     leading: int = 1
     fan_in: float | None = None  # of the weight beside a bias
+    last: bool = False  # no other weight lies between this one and the outputs
 
 
 _WEIGHTS = {
@@ -439,29 +579,71 @@ _WEIGHTS = {
     "embedding_bag": (1,), "rnn": (1, 2), "gru": (1, 2), "lstm": (1, 2), "matmul": (0, 1),
     "weight_norm": (0,), "spectral_norm": (0,),
 }  # fmt: skip
-_BIASES = {"linear": 2, "conv": 2, "conv_transpose": 2, "bilinear": 3, "rnn": 3, "gru": 3, "lstm": 3}
+_BIASES = {
+    "linear": 2,
+    "conv": 2,
+    "conv_transpose": 2,
+    "bilinear": 3,
+    "rnn": 3,
+    "gru": 3,
+    "lstm": 3,
+}
 _NORM_PARTS = {1: "scale", 2: "shift", 3: "mean", 4: "variance"}
 _MOVES = ("identity", "reshape", "transpose", "cast", "expand")
 
 
-def _uses(graph: LayerGraph) -> dict[str, _Use]:
-    """What each parameter of a graph (not of its loop bodies) is used as, the weightiest use."""
+def _uses(graph: LayerGraph, outside: Mapping[str, str] = {}) -> dict[str, _Use]:
+    """What each parameter that a graph reads is used as: the weightiest of its uses.
+
+    ``outside`` maps inputs of a loop's body to the parameters that the loop hands in.
+    """
     rank = ("weight", "scale", "shift", "mean", "variance", "bias", "other")
     found: dict[str, _Use] = {}
-    stands_for: dict[str, str] = {
-        v.id: v.parameter for v in graph.values.values() if v.parameter is not None
-    }
+
+    def keep(name: str, use: _Use) -> None:
+        if name not in found or rank.index(use.kind) < rank.index(found[name].kind):
+            found[name] = use
+
+    heads = _heads(graph)
+    stands_for = dict(outside)
+    stands_for.update({v.id: v.parameter for v in graph.values.values() if v.parameter is not None})
     for node in graph.nodes:
-        if node.op in _MOVES and node.inputs[0] in stands_for:
-            stands_for[node.output] = stands_for[node.inputs[0]]
+        first = node.inputs[0] if node.inputs else None
+        if node.op in _MOVES and first in stands_for:
+            stands_for[node.output] = stands_for[str(first)]
+        if node.body is not None:
+            handed = {
+                inner: stands_for[outer]
+                for inner, outer in zip(node.body.inputs, node.inputs, strict=False)
+                if outer in stands_for
+            }
+            for name, use in _uses(node.body, handed).items():
+                keep(name, replace(use, last=use.last and node.id in heads))
+            continue
         for position, value in enumerate(node.inputs):
-            if value is None or value not in stands_for:
-                continue
-            name = stands_for[value]
-            use = _use(graph, node, position, graph.parameters[name].shape)
-            if name not in found or rank.index(use.kind) < rank.index(found[name].kind):
-                found[name] = use
+            shape = graph.shape(value)
+            if value in stands_for and shape is not None and None not in shape:
+                use = _use(graph, node, position, tuple(n for n in shape if n is not None))
+                keep(stands_for[value], replace(use, last=node.id in heads))
     return found
+
+
+def _heads(graph: LayerGraph) -> set[str]:
+    """The ids of the nodes with a weight behind which no other weight follows."""
+    behind: dict[str, bool] = {}  # value -> whether a weight follows
+    heads: set[str] = set()
+    for node in reversed(graph.nodes):
+        followed = any(behind.get(out, False) for out in node.outputs)
+        weighted = node.body is not None or any(
+            graph.parameter(node.inputs[i]) is not None
+            for i in _WEIGHTS.get(node.op, ()) if i < len(node.inputs)
+        )  # fmt: skip
+        if weighted and not followed:
+            heads.add(node.id)
+        for value in node.inputs:
+            if value is not None and (weighted or followed):
+                behind[value] = True
+    return heads
 
 
 def _use(graph: LayerGraph, node: Node, position: int, shape: tuple[int, ...]) -> _Use:
@@ -482,7 +664,9 @@ def _use(graph: LayerGraph, node: Node, position: int, shape: tuple[int, ...]) -
         fans = fans_of(shape, role, axis, groups if isinstance(groups, int) else 1)
         return _Use("weight", fans, leading)
     if _BIASES.get(op) == position:
-        weight = graph.shape(node.inputs[position - 1] if op in ("linear", "conv") else node.inputs[1])
+        weight = graph.shape(
+            node.inputs[position - 1] if op in ("linear", "conv") else node.inputs[1]
+        )
         fan_in: float | None = None
         if op in ("rnn", "gru", "lstm"):
             hidden = attribute(op, node.attributes, "hidden")
@@ -525,27 +709,27 @@ def _known(use: _Use) -> tuple[Known, ...]:
 def fit_graph(graph: LayerGraph) -> LayerGraph:
     """The graph with the law of every parameter whose array can be read, and the verdict.
 
-    ``weights`` says whether the file holds weights as an initializer left them, ``weights_evidence``
-    why. Elements that are NaN or infinite are left out and noted.
+    ``weights`` says whether the weights are as an initializer left them, ``weights_evidence`` why.
+    Elements that are NaN or infinite are left out and noted.
     """
     judged: dict[int, dict[str, _Judged]] = {}
     notes: list[str] = []
     for part in _parts(graph):
-        judged[id(part)] = {name: _judge(part.parameters[name], use, notes) for name, use in
-                            _all_uses(part).items() if _readable(part.parameters[name])}  # fmt: skip
+        judged[id(part)] = {
+            name: _judge(part.parameters[name], use, notes)
+            for name, use in _all_uses(part).items()
+            if _readable(part.parameters[name])
+        }
     every = [j for found in judged.values() for j in found.values()]
     if not every:
         return graph
-    votes = Counter(
-        j.fitted.law.initializer for j in every if j.fitted.law.exact and j.use.kind == "weight"
-    )
-    state, evidence = _verdict(every)
-    laws = _settled(every, votes, state)
     clones = _clones(every)
+    state, evidence = _verdict(every)
+    laws = _settled([j for j in every if id(j) not in clones], state)
+    for j in every:
+        laws.setdefault(id(j), j.fitted.law)
     result = _with_laws(graph, judged, laws, clones)
-    return replace(
-        result, weights=state, weights_evidence=evidence, notes=(*graph.notes, *notes)
-    )
+    return replace(result, weights=state, weights_evidence=evidence, notes=(*graph.notes, *notes))
 
 
 def _parts(graph: LayerGraph) -> Iterator[LayerGraph]:
@@ -569,7 +753,14 @@ def _readable(parameter: Parameter) -> bool:
 
 def _judge(parameter: Parameter, use: _Use, notes: list[str]) -> _Judged:
     assert parameter.load is not None
-    array = np.asarray(parameter.load())
+    try:
+        array = np.asarray(parameter.load())
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        # A weight that the file computes from others in a way that cannot be followed.
+        notes.append(f"parameter {parameter.name} cannot be computed: {error}")
+        nothing = Moments(0, 0.0, 0.0, 0.0, math.nan, math.nan)
+        unknown = Distribution("unknown", math.nan, math.nan, exact=False)
+        return _Judged(parameter, use, Fitted(unknown, nothing))
     fitted = examine(array, _known(use), use.leading if use.leading < max(array.ndim, 1) else 1)
     m = fitted.moments
     if m.bad and not _is_mask(array, use, m):
@@ -616,21 +807,223 @@ def _with_laws(
 
 # --------------------------------------------------------------------------- the verdict
 
+_WHAT = {
+    "row norms": "rows of unequal norm",
+    "row means": "rows of unequal mean",
+    "row correlations": "rows that resemble each other",
+    "column norms": "columns of unequal norm",
+    "column means": "columns of unequal mean",
+    "column correlations": "columns that resemble each other",
+    "kernel taps": "kernel positions of unequal size",
+    "shape": "no initializer's distribution",
+}
+_TOGETHER = 8.0  # z-score of one test over all tensors, none of which fails alone
+_FEW = 3  # names in a sentence
+
 
 def _verdict(every: Sequence[_Judged]) -> tuple[WeightState, str]:
-    """Initial, trained or mixed, and the evidence in one sentence."""
+    """Initial, trained or mixed, and the evidence in one sentence.
+
+    A weight counts as trained where it is no independent draw, as fresh where it agrees with a
+    known initializer. Trained weights with a fresh head are mixed; a weight inside a trained
+    network that no gradient reached (a recurrence over one step) does not make it so.
+    """
     weights = [j for j in every if j.use.kind == "weight"]
     trained = [j for j in weights if j.fitted.rejected]
-    drawn = [j for j in weights if j.fitted.informative and not j.fitted.rejected]
+    drawn = [j for j in weights if _is_drawn(j.fitted)]
+    fresh = [j for j in drawn if j.fitted.candidates or j.fitted.law.exact]
     total = len(trained) + len(drawn)
-    return "initial", f"{len(trained)} of {total}"
+    norms = [j for j in every if j.use.kind == "scale"]
+    learned = [j for j in norms if _is_learned(j.fitted)]
+    if not total:
+        return _without_large_weights(every, weights, learned, norms)
+    by_norms = len(learned) * 2 >= len(norms) > 0
+    together = _stouffer([j for j in weights if not j.fitted.rejected])
+    if not trained:
+        if by_norms:
+            text = f"{len(learned)} of {len(norms)} norm scales differ from channel to channel"
+            if len(fresh) * 2 >= len(drawn):
+                return "mixed", f"{text}, but the weights look freshly drawn"
+            return "trained", text
+        if together[1] > _TOGETHER:
+            return "trained", f"taken together the weights show {_WHAT[together[0]]}"
+        return "initial", _initial_evidence(drawn, len(weights))
+    heads = [j for j in weights if j.use.last]
+    fresh_heads = [j for j in heads if any(j is f for f in fresh)]
+    evidence = _trained_evidence(trained, total, learned, norms)
+    most = len(trained) * 2 >= total
+    if (most or by_norms or len(fresh) * 2 < len(drawn)) and not (
+        heads and len(fresh_heads) == len(heads)
+    ):
+        return "trained", evidence
+    if most or by_norms:
+        return "mixed", f"{evidence}; freshly drawn: {_names(fresh)}"
+    return "mixed", f"{_initial_evidence(drawn, len(weights))}; trained: {_names(trained)}"
 
 
-def _settled(
-    every: Sequence[_Judged], votes: Mapping[str, int], state: WeightState
-) -> dict[int, Distribution]:
-    return {id(j): j.fitted.law for j in every}
+def _is_drawn(fitted: Fitted) -> bool:
+    """Whether an array was large enough to be found out as trained and was not."""
+    law = fitted.law
+    if law.family in ("orthogonal", "mixture", "sparse"):
+        return True
+    if not fitted.informative or fitted.rejected or not law.random:
+        return False
+    # Moderately heavy tails are no initializer's, but small tensors may show them by chance.
+    return law.family != "laplace" or fitted.moments.count >= 4096
+
+
+def _is_learned(fitted: Fitted) -> bool:
+    """Whether a norm's scale differs from channel to channel as no initializer makes it."""
+    if not fitted.law.random or fitted.law.family in ("two_point", "deterministic"):
+        return False
+    return not any(k.mean == 1.0 for k in fitted.candidates) and fitted.moments.count >= 4
+
+
+def _without_large_weights(
+    every: Sequence[_Judged],
+    weights: Sequence[_Judged],
+    learned: Sequence[_Judged],
+    norms: Sequence[_Judged],
+) -> tuple[WeightState, str]:
+    """The verdict on a file without a weight that is large enough to be judged alone."""
+    random = [j for j in weights if j.fitted.law.random]
+    if not random:
+        tables = [j for j in weights if j.fitted.law.family == "deterministic"]
+        if tables:
+            return "initial", f"all {len(weights)} weights are constants or tables of a formula"
+        if weights:
+            return "initial", (
+                f"all {len(weights)} weights are constant: no initializer drew them, and no "
+                "training changed them"
+            )
+        return "initial", "the file holds no weights"
+    if len(learned) * 2 >= len(norms) > 0:
+        return "trained", f"{len(learned)} of {len(norms)} norm scales differ between channels"
+    name, score = _stouffer(random)
+    if score > _TOGETHER:
+        return "trained", f"taken together the weights show {_WHAT[name]}"
+    return "initial", f"all {len(weights)} weights are too small to show any training"
+
+
+def _stouffer(some: Sequence[_Judged]) -> tuple[str, float]:
+    """The test with the largest sum of z-scores over √n, over tensors none of which fails alone."""
+    sums: dict[str, list[float]] = defaultdict(list)
+    for j in some:
+        if j.fitted.law.random and j.fitted.law.family not in ("orthogonal", "two_point"):
+            for name, score in j.fitted.scores.items():
+                if name != "shape":
+                    # One tensor cannot make the sum alone, whatever its score.
+                    sums[name].append(max(min(score, 4.0), -4.0))
+    found = {name: sum(z) / math.sqrt(len(z)) for name, z in sums.items()}
+    return max(found.items(), key=lambda item: item[1]) if found else ("", 0.0)
+
+
+def _trained_evidence(
+    trained: Sequence[_Judged], total: int, learned: Sequence[_Judged], norms: Sequence[_Judged]
+) -> str:
+    reasons = Counter(j.fitted.worst[0] for j in trained)
+    reason = reasons.most_common(1)[0][0]
+    text = (
+        f"{len(trained)} of {total} weight matrices are no independent draws: mostly "
+        f"{_WHAT[reason]}"
+    )
+    if learned:
+        text += f"; {len(learned)} of {len(norms)} norm scales differ from channel to channel"
+    return text
+
+
+def _initial_evidence(drawn: Sequence[_Judged], weights: int) -> str:
+    known = Counter(j.fitted.law.initializer for j in drawn if j.fitted.law.initializer)
+    text = f"{len(drawn)} of {weights} weight matrices look like independent draws"
+    if known:
+        text += ", most often " + known.most_common(1)[0][0]
+    return text
+
+
+def _names(some: Sequence[_Judged]) -> str:
+    names = [j.parameter.name for j in some]
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
+
+
+# --------------------------------------------------------------------------- laws, all together
+
+
+def _settled(every: Sequence[_Judged], state: WeightState) -> dict[int, Distribution]:
+    """The law of every parameter, with what the other tensors tell about it.
+
+    In a trained network what varies and matches no initializer is called trained. Estimates of
+    tensors of equal shape and use, and of equal variance within their errors, are pooled.
+    """
+    others = _pooled(j for j in every if j.use.kind == "weight")
+    laws: dict[int, Distribution] = {}
+    alike: dict[tuple[Any, ...], list[_Judged]] = defaultdict(list)
+    for j in every:
+        law = j.fitted.law
+        if law.family in ("normal", "uniform", "truncated_normal") and not j.fitted.rejected:
+            measured = replace(law) if not law.exact else _unsnapped(j)
+            law = _snapped(measured, j.fitted.candidates, j.fitted.moments, others)
+            if state == "trained" and not law.exact and j.use.kind != "other":
+                law = replace(
+                    law,
+                    family="trained",
+                    mean=j.fitted.moments.mean,
+                    second_moment=j.fitted.moments.second_moment,
+                    symmetric=False,
+                )
+            elif not law.exact:
+                alike[(j.use.kind, j.parameter.shape, law.family, j.use.fans)].append(j)
+        laws[id(j)] = law
+    for group in alike.values():
+        for members in _same_variance(group):
+            count = sum(j.fitted.moments.count for j in members)
+            second = sum(laws[id(j)].second_moment * j.fitted.moments.count for j in members)
+            for j in members:
+                laws[id(j)] = replace(laws[id(j)], second_moment=second / count, count=count)
+    return laws
+
+
+def _unsnapped(j: _Judged) -> Distribution:
+    """The measured law behind one that was snapped on its own."""
+    law, m = j.fitted.law, j.fitted.moments
+    mean = law.mean if law.mean == 0.0 else m.mean
+    return replace(law, mean=mean, second_moment=m.variance + mean * mean, exact=False,
+                   initializer="")  # fmt: skip
+
+
+def _same_variance(group: Sequence[_Judged]) -> Iterator[list[_Judged]]:
+    """Runs of tensors, sorted by variance, that agree with the first of the run."""
+    run: list[_Judged] = []
+    for j in sorted(group, key=lambda j: j.fitted.moments.variance):
+        if run:
+            a, b = run[0].fitted.moments, j.fitted.moments
+            error = math.sqrt(2.0 / a.count + 2.0 / b.count)
+            close = math.log(max(b.variance, 1e-300) / max(a.variance, 1e-300)) < 3.0 * error
+            same_mean = (run[0].fitted.law.mean == 0.0) == (j.fitted.law.mean == 0.0)
+            if not (close and same_mean):
+                yield run
+                run = []
+        run.append(j)
+    if run:
+        yield run
 
 
 def _clones(every: Sequence[_Judged]) -> dict[int, str]:
-    return {}
+    """Parameters whose elements equal another one's exactly: the name of the first such one."""
+    alike: dict[tuple[Any, ...], list[_Judged]] = defaultdict(list)
+    for j in every:
+        m = j.fitted.moments
+        if j.fitted.law.random and m.count >= 8:
+            key = (j.parameter.shape, j.parameter.dtype, m.squares, m.fourths, m.low, m.high)
+            alike[key].append(j)
+    found: dict[int, str] = {}
+    for group in alike.values():
+        first = group[0]
+        for j in group[1:]:
+            if j.parameter.name == first.parameter.name:
+                continue
+            assert first.parameter.load is not None
+            assert j.parameter.load is not None
+            if np.array_equal(first.parameter.load(), j.parameter.load()):
+                found[id(j)] = first.parameter.name
+    return found

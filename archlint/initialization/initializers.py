@@ -103,9 +103,7 @@ def _fixed() -> Iterator[Known]:
         yield Known(
             "truncated_normal", std * TRUNCATED_STD, f"truncated_normal(std={std:g})", common=2
         )
-        yield Known(
-            "truncated_normal", std, f"truncated_normal(std={std:g}), corrected", common=4
-        )
+        yield Known("truncated_normal", std, f"truncated_normal(std={std:g}), corrected", common=4)
     yield Known("truncated_normal", TRUNCATED_STD, "trunc_normal_(0, 1, -2, 2)")
     yield Known("normal", 0.02, "normal_(1, 0.02)", mean=1.0)
     for layers in _LAYERS:

@@ -64,7 +64,7 @@ def gamma_score(value: float, mean: float, variance: float) -> float:
         return 0.0
     shape = mean * mean / variance
     spread = 1.0 / (9.0 * shape)
-    return ((max(value, 0.0) / mean) ** (1.0 / 3.0) - (1.0 - spread)) / math.sqrt(spread)
+    return (math.pow(max(value, 0.0) / mean, 1.0 / 3.0) - (1.0 - spread)) / math.sqrt(spread)
 
 
 def scores(part: Matrix, mean: float, std: float, taps: int = 1) -> dict[str, float]:
@@ -118,7 +118,7 @@ def _correlated(z: Matrix) -> float:
     rows = z[_spread(z.shape[0], _CORRELATED)]
     columns = rows.shape[1]
     norms = np.sqrt(np.sum(np.square(rows), axis=1, keepdims=True))
-    rows = rows / np.where(norms > 0.0, norms, 1.0)
+    rows = (rows / np.where(norms > 0.0, norms, 1.0)).astype(np.float32)
     gram = rows @ rows.T
     n = rows.shape[0]
     pairs = n * (n - 1) / 2
@@ -169,7 +169,7 @@ def kolmogorov_smirnov(sorted_sample: npt.NDArray[np.float64], cdf: Any) -> floa
 
 def normal_cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Φ(x) to 1e-7 by interpolation in a table made with math.erf."""
-    return np.interp(x, _GRID, _PHI)
+    return np.asarray(np.interp(x, _GRID, _PHI), np.float64)
 
 
 _GRID = np.linspace(-8.0, 8.0, 4097)

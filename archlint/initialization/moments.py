@@ -95,8 +95,8 @@ def moments(array: Array) -> Moments:
                 if first_bad is None:
                     first_bad = position + int(np.argmin(finite))
                 nans += int(np.isnan(chunk).sum())
-                plus += int(np.isposinf(chunk).sum())
-                minus += int(np.isneginf(chunk).sum())
+                plus += int((chunk == math.inf).sum())
+                minus += int((chunk == -math.inf).sum())
                 chunk = chunk[finite]
                 square = square[: chunk.size]
                 if chunk.size:

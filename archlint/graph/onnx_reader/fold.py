@@ -27,14 +27,21 @@ RANDOM = frozenset(
 )  # fmt: skip
 
 
-class CannotFold(Exception):
+class CannotFold(ValueError):
     """The value is not worth, or not possible, to compute statically."""
 
 
 def evaluate(
-    node: onnx.NodeProto, inputs: Inputs, attributes: Attributes, opset: int
+    node: onnx.NodeProto,
+    inputs: Inputs,
+    attributes: Attributes,
+    opset: int,
+    most: int = MOST_ELEMENTS,
 ) -> Sequence[Array]:
-    """The outputs of a node whose inputs are all known. Raises CannotFold."""
+    """The outputs of a node whose inputs are all known, of at most ``most`` elements each.
+
+    Raises CannotFold.
+    """
     if node.op_type in RANDOM:
         raise CannotFold(node.op_type)
     if node.domain not in ("", "ai.onnx"):
@@ -45,21 +52,21 @@ def evaluate(
             found = (
                 function(inputs, attributes, opset)
                 if function is not None
-                else _reference(node, inputs, opset)
+                else _reference(node, inputs, opset, most)
             )
     except CannotFold:
         raise
     except Exception as error:  # whatever numpy says of odd operands
         raise CannotFold(f"{node.op_type}: {error}") from error
     arrays = [np.asarray(array) for array in found]
-    if any(array.size > MOST_ELEMENTS for array in arrays):
+    if any(array.size > most for array in arrays):
         raise CannotFold("too large")
     return arrays
 
 
-def _reference(node: onnx.NodeProto, inputs: Inputs, opset: int) -> Sequence[Any]:
+def _reference(node: onnx.NodeProto, inputs: Inputs, opset: int, most: int) -> Sequence[Any]:
     """The operator as onnx's own reference implementation computes it."""
-    if sum(0 if array is None else array.size for array in inputs) > MOST_ELEMENTS:
+    if sum(0 if array is None else array.size for array in inputs) > 2 * most:
         raise CannotFold("too large")
     from onnx.reference import ReferenceEvaluator
 

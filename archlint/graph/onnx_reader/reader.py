@@ -20,7 +20,7 @@ from archlint.finding import Site
 from archlint.graph.builder import GraphBuilder
 from archlint.graph.model import Array, LayerGraph, Mode, Parameter, Value
 from archlint.graph.names import Origin, module_names
-from archlint.graph.onnx_reader.fold import CannotFold, evaluate
+from archlint.graph.onnx_reader.fold import MOST_ELEMENTS, CannotFold, evaluate
 from archlint.graph.onnx_reader.read import ModelFile, Tensor
 from archlint.graph.onnx_reader.shapes import Shape, ShapeConflict, Typed, infer
 from archlint.graph.ops import UNKNOWN
@@ -557,9 +557,10 @@ class Reader:
 
         def compute(arrays: Sequence[Array], which: int) -> Array:
             given = iter(arrays)
-            return evaluate(
-                node, [next(given) if v is not None else None for v in ins], attributes, opset
-            )[which]
+            # A weight computed from a weight may be as large as that one is.
+            most = max(MOST_ELEMENTS, sum(array.size for array in arrays))
+            inputs = [next(given) if v is not None else None for v in ins]
+            return evaluate(node, inputs, attributes, opset, most)[which]
 
         sources = [v for v in ins if v is not None]
         for i, (output, (shape, dtype)) in enumerate(zip(node.output, typed, strict=True)):
