@@ -10,10 +10,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from archlint.finding import Site
+from archlint.graph.model import LayerGraph, Node
+from archlint.graph.ops import OPS
 
 
 class StringEntry(Protocol):
@@ -135,7 +138,9 @@ def site_from_trace(text: str) -> Site | None:
 # torch's parametrizations keep theirs two levels deeper.
 _PARAMETRIZED = re.compile(r"\.parametrizations\.[^.]+(\.original\d*|\.\d+\..*)?$")
 _CAFFE2 = re.compile(r"_(?:w|b|s|g|rm|riv|scale|bias|mean|var)_0(?:__SHAPE)?$")
-_ANONYMOUS = re.compile(r"(onnx::\w+|val_\d+\w*|v?\d+|const\w*__\d+|\w+__\d+)$")
+_ANONYMOUS = re.compile(
+    r"(onnx::\w+|val_\d+\w*|v?\d+|const\w*__\d+|\w+__\d+|/.*_output_\d+)(:[\dx]+)?$"
+)
 _VARIABLE_TAIL = re.compile(
     r"(ReadVariableOp|resource|kernel|bias|gamma|beta|moving_mean|moving_variance|embeddings"
     r"|recurrent_kernel|depthwise_kernel|pointwise_kernel|BiasAdd|MatMul|Conv[123]D|Conv2DTranspose"
@@ -173,6 +178,72 @@ def _components(path: str) -> list[str]:
     while parts and re.match(r"(Stateful)?PartitionedCall(_\d+)?$|gpu_\d+$", parts[0]):
         parts.pop(0)
     return parts
+
+
+# What torch calls the inputs of a layer that are parameters.
+_ROLES = {
+    "weight": "weight",
+    "bias": "bias",
+    "scale": "weight",
+    "shift": "bias",
+    "recurrence": "weight_hh",
+    "mean": "running_mean",
+    "variance": "running_var",
+}
+
+
+def restore_parameter_names(graph: LayerGraph) -> LayerGraph:
+    """The graph with the parameters that an exporter stored under a made-up name (``val_6``,
+    ``onnx::MatMul_476``) called after the layer that alone reads them: ``blocks.0.fc1.weight``.
+    """
+    if graph.source != "onnx":
+        return graph
+    wanted: dict[str, set[str]] = {}
+    for node in graph.nodes:
+        for position, value in enumerate(node.inputs):
+            name = graph.values[value].parameter if value is not None else None
+            if name is not None and not parameter_module(name):
+                wanted.setdefault(name, set()).add(_restored(graph, node, position))
+    new: dict[str, str] = {}
+    for old, names in wanted.items():
+        name = names.pop()
+        if names or not name:
+            continue
+        base, layer = name, 1
+        while name in graph.parameters or name in new.values():
+            name, layer = f"{base}_l{layer}", layer + 1
+        new[old] = name
+    if not new:
+        return graph
+    return replace(
+        graph,
+        parameters={
+            new.get(key, key): replace(p, name=new.get(key, key))
+            for key, p in graph.parameters.items()
+        },
+        values={
+            key: replace(v, parameter=new[v.parameter]) if v.parameter in new else v
+            for key, v in graph.values.items()
+        },
+    )
+
+
+def _restored(graph: LayerGraph, node: Node, position: int) -> str:
+    """What the parameter at an input of a node would be called; empty where that is not known."""
+    if node.op not in OPS or not node.module or position >= len(OPS[node.op].inputs):
+        return ""
+    kind = OPS[node.op].kind
+    role = _ROLES.get(OPS[node.op].inputs[position].rstrip("?"), "")
+    if not role or kind not in ("affine", "normalisation", "recurrent"):
+        return ""
+    if kind == "recurrent" and role == "weight":
+        role = "weight_ih"
+    for value in node.inputs:  # ``in_proj_bias`` tells of ``in_proj_weight``
+        name = graph.values[value].parameter if value is not None else None
+        owner, _, leaf = (name or "").rpartition(".")
+        if role == "weight" and owner == node.module and leaf.endswith("bias"):
+            return f"{owner}.{leaf.removesuffix('bias')}weight"
+    return f"{node.module}.{role}"
 
 
 # --------------------------------------------------------------------------- path-like node names

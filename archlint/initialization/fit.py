@@ -22,6 +22,7 @@ from archlint.graph.model import LayerGraph, Node, Parameter, WeightState
 from archlint.graph.ops import attribute
 from archlint.initialization.distribution import Distribution, Family, constant
 from archlint.initialization.initializers import (
+    TRUNCATED_STD,
     Fans,
     Known,
     Role,
@@ -486,6 +487,10 @@ def _candidates(
             reach = max(m.high - initializer.mean, initializer.mean - m.low)
             short = 1.0 - reach / initializer.bound
             if not -1e-3 * (m.count < 1000) - 1e-5 <= short <= 12.0 / m.count + 1e-3:
+                continue
+        if initializer.shape == "truncated_normal":  # all of these cut at ±2σ
+            reach = max(m.high - initializer.mean, initializer.mean - m.low)
+            if reach > 2.002 * initializer.std / TRUNCATED_STD:
                 continue
         error = math.sqrt((fitted.kurtosis - 1.0) / m.count)
         if abs(m.variance / variance - 1.0) <= _SNAP * error + 1e-3:

@@ -154,7 +154,7 @@ def _relu(x: Floats) -> Floats:
 
 
 def _hardswish(x: Floats) -> Floats:
-    return x * np.clip(x + 3, 0, 6) / 6
+    return np.asarray(x * np.clip(x + 3, 0, 6) / 6)
 
 
 def _hardswish_slope(x: Floats) -> Floats:

@@ -57,17 +57,17 @@ def weighted(
     groups = x.odd_in
     own = frozenset(p.name for i in (1, bias) if i is not None and (p := step.parameter(i)))
     symmetric = law is not None and law.symmetric and law.random and w_mean == 0.0
-    b_second = 0.0
+    b_second = b_mean = 0.0
     if b is not None:
         if b.second_moment is None or b.mean is None:
             return Signal(roles=roles)
-        b_second = b.second_moment
-        bias_law = step.parameter(bias).law if bias is not None and step.parameter(bias) else None  # type: ignore[union-attr]
+        b_second, b_mean = b.second_moment, b.mean
+        bias_law = _law(step.parameter(bias)) if bias is not None else None
         if b_second > 0:
             groups = ()
             symmetric = symmetric and bias_law is not None and bias_law.symmetric
-        second += b_second + 2 * (mean or 0.0) * b.mean
-        mean = None if mean is None else mean + b.mean
+        second += b_second + 2 * (mean or 0.0) * b_mean
+        mean = None if mean is None else mean + b_mean
     if symmetric and own:
         groups = (*groups, own)[-MOST_GROUPS:]
     total = scale * scale
@@ -78,8 +78,7 @@ def weighted(
         inner = noise * x.second_moment * correlation if x.second_moment is not None else 0.0
         if steady and x.mean is not None and x.second_moment is not None:
             inner += w_mean**2 * (n * x.second_moment * correlation + n * (n - 1) * x.mean**2)
-        return correlated(inner + b_second + 2 * (mean - (b.mean if b else 0.0)) *
-                          (b.mean if b else 0.0), second)  # fmt: skip
+        return correlated(inner + b_second + 2 * (mean - b_mean) * b_mean, second)
 
     return Signal(
         None if mean is None else mean * scale, total * second,
@@ -92,9 +91,13 @@ def _law(parameter: Parameter | None) -> Distribution | None:
     return parameter.law if parameter is not None else None
 
 
+def _places(count: int) -> tuple[Role, ...]:
+    """``count`` dimensions that index positions."""
+    return tuple("position" for _ in range(count))
+
+
 def _linear_roles(rank: int) -> tuple[Role, ...]:
-    middle: tuple[Role, ...] = ("position",) * (rank - 2)
-    return ("sample", *middle, "feature") if rank > 1 else ("feature",)
+    return ("sample", *_places(rank - 2), "feature") if rank > 1 else ("feature",)
 
 
 def feature_last(x: Signal, rank: int) -> tuple[Role, ...]:
@@ -120,7 +123,7 @@ def _linear(step: Step) -> Signal:
 
 
 def _conv_roles(rank: int) -> tuple[Role, ...]:
-    return ("sample", "feature", *(("position",) * (rank - 2)))
+    return ("sample", "feature", *_places(rank - 2))
 
 
 def padded_profile(
@@ -201,7 +204,9 @@ def _conv_transpose(step: Step) -> Signal:
     taps = 1.0  # pairs (input position, tap) that land inside, per output position
     for axis in range(dims):
         size, kernel, length = shape[2 + axis], weight[2 + axis], out[2 + axis]
-        assert size is not None and kernel is not None and length is not None
+        assert size is not None  # checked above
+        assert length is not None
+        assert kernel is not None
         where = (np.arange(size)[:, None] * stride[axis]
                  + np.arange(kernel)[None, :] * dilation[axis] - padding[axis])  # fmt: skip
         taps *= float(((where >= 0) & (where < length)).sum()) / max(length, 1)
@@ -239,7 +244,7 @@ def _embedding(step: Step) -> Signal:
     """Rows of a table: E y² is that of the table; two tokens agree with probability 1/rows."""
     table, shape = step.signal(1), step.shape(0)
     rank = len(shape) if shape is not None else 1
-    roles: tuple[Role, ...] = ("sample", *(("position",) * (rank - 1)), "feature")
+    roles: tuple[Role, ...] = ("sample", *_places(rank - 1), "feature")
     rows = known_size(step.shape(1), (0,))
     if table.second_moment is None or table.mean is None or rows is None:
         return Signal(roles=roles)

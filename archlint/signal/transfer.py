@@ -112,7 +112,7 @@ def known_size(shape: tuple[int | None, ...] | None, axes: Sequence[int]) -> int
 def of_parameter(parameter: Parameter) -> Signal:
     """A weight read as a tensor: its elements are independent draws, the same for every sample."""
     law = parameter.law
-    roles: tuple[Role, ...] = ("feature",) * len(parameter.shape)
+    roles: tuple[Role, ...] = tuple("feature" for _ in parameter.shape)
     if law is None or not math.isfinite(law.second_moment):
         return Signal(roles=roles)
     fixed = 1.0 if law.second_moment == 0 else law.mean**2 / law.second_moment
@@ -125,7 +125,7 @@ def of_parameter(parameter: Parameter) -> Signal:
 
 def of_constant(array: Array) -> Signal:
     """A known tensor: the same for every sample."""
-    roles: tuple[Role, ...] = ("feature",) * array.ndim
+    roles: tuple[Role, ...] = tuple("feature" for _ in array.shape)
     if array.dtype.kind not in "iufb" and "float" not in array.dtype.name:
         return Signal(roles=roles)
     numbers = array.astype(np.float64)

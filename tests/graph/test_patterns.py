@@ -136,6 +136,16 @@ ACTIVATIONS: dict[str, tuple[Build, str, dict[str, object]]] = {
     "softplus": (lambda t: (1.0 + _x(t).exp()).log(), "softplus", {}),
     "softplus log1p": (lambda t: _x(t).exp().log1p(), "softplus", {}),
     "softplus beta": (lambda t: (1.0 + (_x(t) * 3.0).exp()).log() / 3.0, "softplus", {"beta": 3.0}),
+    "softplus guarded": (
+        lambda t: _self(t, lambda x: (2.0 * x).greater(20.0).where(x, x.softplus(beta=2.0))),
+        "softplus",
+        {"beta": 2.0},
+    ),
+    "relu by a clip of its own": (
+        lambda t: _x(t).hardtanh(minimum=0.0, maximum=math.inf),
+        "relu",
+        {},
+    ),
     "softplus stable": (
         lambda t: _self(t, lambda x: x.maximum(0.0) + (-x.abs()).exp().log1p()),
         "softplus",
@@ -477,6 +487,9 @@ def test_lengths_by_sum_are_multiples_of_an_rms_norm() -> None:
 
 L2: dict[str, Callable[[T], T]] = {
     "clip": lambda x: x / x.reduce_l2(axes=(2,), keepdims=True).clip(1e-12, None).expand(shape=X),
+    "lowered clip": lambda x: (
+        x / x.reduce_l2(axes=(2,), keepdims=True).hardtanh(minimum=1e-12, maximum=math.inf)
+    ),
     "maximum": lambda x: x / (x * x).sum(2).sqrt().maximum(1e-12),
     "plain": lambda x: x / x.reduce_l2(axes=(2,), keepdims=True),
     "reciprocal": lambda x: x * (x**2.0).sum(2).sqrt().reciprocal(),
@@ -597,6 +610,23 @@ def test_convolution_takes_its_bias() -> None:
     assert load().shape == (4,)
 
 
+def test_a_bias_of_constant_zeros_leaves() -> None:
+    def build(t: Trace) -> T:
+        x, w = t.input(2, 3, 6, 6), t.parameter(4, 3, 3, 3)
+        zeros = t.constant(0.0).expand(shape=(4,))
+        return t.op("conv", x, w, zeros, stride=(1, 1), padding=(1,) * 4, dilation=(1, 1))
+
+    node = only(recognised(build))
+    assert len(node.inputs) == 2
+
+
+def test_a_bias_that_is_a_parameter_of_zeros_stays() -> None:
+    def build(t: Trace) -> T:
+        return t.op("linear", t.input(*X), t.parameter(4, 8), t.parameter(4, fill=0.0))
+
+    assert len(only(recognised(build)).inputs) == 3
+
+
 def test_embedding_by_gather() -> None:
     def build(t: Trace) -> T:
         return t.op("gather", t.parameter(10, 4), t.ids(2, 3, count=10), axis=0)
@@ -664,6 +694,28 @@ def test_attention_with_heads_split_on_the_way() -> None:
     graph = recognised(build)
     assert ops(graph) == ["transpose", "attention"]
     assert graph.nodes[0].attributes["permutation"] == (0, 2, 1, 3)
+
+
+def test_attention_with_the_heads_folded_for_the_transpose() -> None:
+    def build(t: Trace) -> T:
+        q, k, v = _qkv(t)
+        kt = k.view(S * H, L, D).permute(0, 2, 1).view(S, H, D, L)
+        return _attend(t, (q * 0.5) @ (kt * 0.5), v)
+
+    node = only(recognised(build))
+    assert node.attributes["scale"] == pytest.approx(0.25)
+
+
+def test_a_mask_that_a_file_holds_as_a_weight() -> None:
+    def build(t: Trace) -> T:
+        q, k, v = _qkv(t)
+        id = t.builder.parameter("mask", (L, L), dtype="float64", load=lambda: CAUSAL)
+        t.held[id] = torch.from_numpy(CAUSAL)
+        return _attend(t, q @ _kt(k) + T(id, t.held[id], t), v)
+
+    graph = recognised(build)
+    assert only(graph).attributes["causal"] is True
+    assert not graph.parameters
 
 
 def test_attention_with_a_key_that_is_transposed_by_nature() -> None:
@@ -887,14 +939,27 @@ def test_a_norm_with_other_readers_keeps_its_plain_form() -> None:
     assert ops(graph) == ["layer_norm", "mul"]
 
 
-def test_a_parameter_with_other_readers_keeps_its_shape() -> None:
+def test_a_parameter_with_other_readers_is_declared_beside_the_old_one() -> None:
     trace = Trace()
     x = trace.input(2, 6, 5, 4)
     gamma = trace.parameter(6, 1, 1)
     y = trace.op("group_norm", x, groups=3) * gamma + x * gamma
     graph = verify(recognise(trace.finish(y)))
-    assert graph.parameters["w"].shape == (6, 1, 1)
+    assert ops(graph) == ["group_norm", "mul", "add"]
+    assert {p.shape for p in graph.parameters.values()} == {(6,), (6, 1, 1)}
     torch.testing.assert_close(evaluate(graph, trace.held)[graph.outputs[0]], y.data)
+
+
+def test_equal_parameters_that_a_file_holds_once() -> None:
+    trace = Trace()
+    x = trace.input(2, 6, 5, 4)
+    gamma, beta = trace.parameter(6, 1, 1), trace.parameter(6, 1, 1)
+    for _ in range(2):
+        x = trace.op("group_norm", x, groups=3) * gamma + beta
+    graph = verify(recognise(trace.finish(x)))
+    assert ops(graph) == ["group_norm", "group_norm"]
+    assert [p.shape for p in graph.parameters.values()] == [(6,), (6,)]
+    torch.testing.assert_close(evaluate(graph, trace.held)[graph.outputs[0]], x.data)
 
 
 # --------------------------------------------------------------------------- the engine

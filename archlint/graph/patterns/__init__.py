@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from archlint.graph.model import LayerGraph
+from archlint.graph.names import restore_parameter_names
 from archlint.graph.patterns.engine import Rewriter, explain
 
 __all__ = ["explain", "recognise"]
@@ -25,4 +26,4 @@ def recognise(graph: LayerGraph) -> LayerGraph:
     softmax, attention, linear maps with bias, weight normalisation; no-ops are taken out. The
     result computes the same values, passes ``verify``, and counts what left it in ``folded``.
     """
-    return Rewriter(graph).run()
+    return restore_parameter_names(Rewriter(graph).run())

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archlint.graph.model import AttributeValue, Node
-from archlint.graph.patterns.engine import Found, New, Rewriter, close, pattern
+from archlint.graph.patterns.engine import LARGE, Found, New, Rewriter, close, pattern
 
 _SQUASHINGS = ("sigmoid", "tanh", "erf", "hardsigmoid", "relu6", "hardtanh")
 
@@ -348,9 +348,9 @@ def clipped(graph: Rewriter, node: Node) -> Found | str:
     minimum, maximum = bounds
     if low is None or minimum is None:
         return "no lower bound"
-    if high is None or maximum is None or maximum > 1e30:
+    if high is None or maximum is None or maximum >= LARGE:
         return Found(New("relu", (x,))) if minimum == 0.0 else "bounded below, not at zero"
-    if minimum < -1e30:
+    if minimum <= -LARGE:
         return "bounded above only"
     return Found(_clip(x, minimum, maximum))
 
@@ -359,6 +359,36 @@ def _clip(x: str | None, minimum: float, maximum: float) -> New:
     if minimum == 0.0 and maximum == 6.0:
         return New("relu6", (x,))
     return New("hardtanh", (x,), {"minimum": minimum, "maximum": maximum})
+
+
+@pattern("hardtanh")
+def one_sided(graph: Rewriter, node: Node) -> Found | str:
+    """hardtanh from zero to infinity, or from zero to six."""
+    if float(graph.attribute(node, "minimum")) != 0.0:
+        return "does not begin at zero"
+    top = float(graph.attribute(node, "maximum"))
+    if top >= LARGE:
+        return Found(New("relu", (node.inputs[0],)))
+    return Found(New("relu6", (node.inputs[0],))) if top == 6.0 else "ends at another number"
+
+
+@pattern("where")
+def guarded_softplus(graph: Rewriter, node: Node) -> Found | str:
+    """where(β·x > threshold, x, softplus(x)): torch's guard against overflow."""
+    condition, linear, curved = node.inputs
+    test = graph.made_by(condition, "greater", "greater_equal")
+    softplus = graph.made_by(curved, "softplus")
+    if test is None or softplus is None or linear is None:
+        return "no choice between x and its softplus"
+    x, beta = linear, float(graph.attribute(softplus, "beta"))
+    threshold = graph.scalar(test.inputs[1])
+    multiples = graph.multiples(test.inputs[0] or "")
+    if not graph.same(softplus.inputs[0], x) or threshold is None or threshold < 10.0:
+        return "the condition is not that x is large"
+    if not any(graph.same(v, x) and close(f, beta) for v, f in multiples.items()):
+        return "the condition is on another value"
+    attributes: dict[str, AttributeValue] = {"beta": beta, "threshold": threshold}
+    return Found(New("softplus", (x,), attributes), (softplus, test))
 
 
 @pattern("maximum", "minimum")

@@ -65,6 +65,18 @@ def bias(graph: Rewriter, node: Node) -> Found | str:
     return reason
 
 
+@pattern("linear", "conv", "conv_transpose")
+def zero_bias(graph: Rewriter, node: Node) -> Found | str:
+    """A bias that is the constant zero, which an exporter puts where there is none."""
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return "has no bias"
+    spread = graph.made_by(node.inputs[2], "expand", "reshape")
+    value = spread.inputs[0] if spread is not None else node.inputs[2]
+    if graph.scalar(value) != 0.0:
+        return "the bias is not the constant zero"
+    return Found(New(node.op, node.inputs[:2], node.attributes))
+
+
 @pattern("gather")
 def embedding(graph: Rewriter, node: Node) -> Found | str:
     """Rows of a parameter picked by integers that are computed."""

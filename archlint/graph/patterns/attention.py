@@ -424,7 +424,7 @@ def _masks(graph: Rewriter, masks: Sequence[str | New]) -> tuple[list[str | New]
     left: list[str | New] = []
     causal = False
     for mask in masks:
-        elements = graph.constant(mask) if isinstance(mask, str) else None
+        elements = graph.elements(mask) if isinstance(mask, str) else None
         if elements is None or elements.dtype.kind not in "fi":
             left.append(mask)
         elif elements.ndim >= 2 and _is_causal(elements):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archlint.graph.model import Node
-from archlint.graph.patterns.engine import EXPONENT, MANTISSA, Found, Rewriter, pattern
+from archlint.graph.patterns.engine import EXPONENT, MANTISSA, Found, New, Rewriter, pattern
 
 
 def _drop(graph: Rewriter, node: Node, value: str | None) -> Found | str:
@@ -85,3 +85,24 @@ def neutral(graph: Rewriter, node: Node) -> Found | str:
         if graph.scalar(other) == neutral_number and graph.keeps(node, x, other):
             return _drop(graph, node, x)
     return "no neutral operand"
+
+
+@pattern("reshape")
+def batched_transpose(graph: Rewriter, node: Node) -> Found | str:
+    """The last two axes swapped while the ones before them are folded into one."""
+    swap = graph.maker(node.inputs[0])
+    fold = graph.maker(swap.inputs[0]) if swap is not None and swap.op == "transpose" else None
+    if swap is None or fold is None or fold.op != "reshape" or fold.inputs[0] is None:
+        return "no transpose between two reshapes"
+    if tuple(graph.attribute(swap, "permutation")) != (0, 2, 1):
+        return "other axes are swapped"
+    before, after = graph.shape(fold.inputs[0]), graph.shape(node.output)
+    folded = graph.shape(swap.inputs[0])
+    if before is None or after is None or folded is None or None in before:
+        return "a shape is not known"
+    if len(before) < 3 or before[-2:] != folded[-2:]:
+        return "the fold takes in the axes that are swapped"
+    if after != (*before[:-2], before[-1], before[-2]):
+        return "the unfolded axes are others"
+    order = (*range(len(before) - 2), len(before) - 1, len(before) - 2)
+    return Found(New("transpose", (fold.inputs[0],), {"permutation": order}), (fold, swap))

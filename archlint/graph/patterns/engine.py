@@ -25,6 +25,10 @@ MANTISSA = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 EXPONENT = {"float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}
 # How far a constant that a file holds in half precision may be from the number it stands for.
 TOLERANCE = 2e-3
+# A bound that no float32 value exceeds to any effect.
+LARGE = 1e30
+# How many elements of a parameter are read to see whether it is a mask: 2048² positions.
+_MOST_READ = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,16 @@ class Rewriter:
         name = self.values[self.origin(value)].parameter if value is not None else None
         return self.parameters[name] if name is not None else None
 
+    def elements(self, value: str | None) -> np.ndarray[Any, Any] | None:
+        """The elements of a constant, or of a parameter that is not too large to be a mask."""
+        held = self.constant(value)
+        parameter = self.parameter(value)
+        if held is not None or parameter is None or parameter.load is None:
+            return held
+        if int(np.prod(parameter.shape, dtype=np.int64)) > _MOST_READ:
+            return None
+        return np.asarray(parameter.load())
+
     def filled_with(self, value: str | None, number: float) -> bool:
         """Whether every element of a constant or of a small parameter is the given number."""
         if (held := self.scalar(value)) is not None:
@@ -313,8 +327,8 @@ class Rewriter:
     def declare(self, value: str, shape: tuple[int, ...]) -> str | None:
         """A value like this parameter or constant, of the given shape and as many elements.
 
-        A parameter is re-declared in place, which undoes an exporter's broadcasting dimensions;
-        None where something else reads it in its old shape.
+        A parameter is re-declared in place, which undoes an exporter's broadcasting dimensions, or
+        beside the old one if something else reads that; None for a computed value.
         """
         value = self.origin(value)
         held = self.values[value]
@@ -325,15 +339,23 @@ class Rewriter:
             array = held.constant.reshape(shape)
             self.values[fresh] = Value(fresh, shape, held.dtype, array)
             return fresh
-        if held.parameter is None or self.uses(value) != 1:
+        if held.parameter is None:
             return None
         old = self.parameters[held.parameter]
         load = old.load
-        self.parameters[old.name] = replace(
+        new = replace(
             old, shape=shape, load=(lambda: load().reshape(shape)) if load is not None else None
         )
-        self.values[value] = replace(held, shape=shape)
-        return value
+        # Exporters store equal arrays once, whoever they belong to.
+        name = f"{old.name}:{'x'.join(map(str, shape))}"
+        if self.uses(value) == 1 and name not in self.parameters:
+            self.parameters[old.name] = new
+            self.values[value] = replace(held, shape=shape)
+            return value
+        if name not in self.parameters:
+            self.parameters[name] = replace(new, name=name)
+            self.values[name] = replace(held, id=name, shape=shape, parameter=name)
+        return name
 
     def number(self, value: float, dtype: str | None) -> str:
         """A constant value that holds one number."""

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from archlint.graph.model import AttributeValue, Node
-from archlint.graph.patterns.engine import Found, New, Rewriter, close, pattern
+from archlint.graph.patterns.engine import LARGE, Found, New, Rewriter, close, pattern
 
 # --------------------------------------------------------------------------- statistics
 
@@ -583,7 +583,11 @@ def _norm(
     if bound is not None and bound.op == "expand":
         value = bound.inputs[0] or ""
         bound = graph.producer(value)
-    if bound is not None and bound.op in ("clip", "maximum"):
+    if bound is not None and bound.op == "hardtanh":  # a clip that was lowered to one
+        if float(graph.attribute(bound, "maximum")) < LARGE:
+            return None, 0.0
+        value, eps = bound.inputs[0] or "", float(graph.attribute(bound, "minimum"))
+    elif bound is not None and bound.op in ("clip", "maximum"):
         for a, b in [(bound.inputs[0], bound.inputs[1]), (bound.inputs[1], bound.inputs[0])]:
             number = graph.scalar(b)
             if a is not None and number is not None and number >= 0.0:

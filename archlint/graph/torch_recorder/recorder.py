@@ -1,0 +1,772 @@
+"""Record one forward of a model as a ``torch.fx`` graph, on meta tensors.
+
+Every call of torch is one node: its target and arguments, in ``meta`` the value it had (``val``,
+shape and dtype), the module it was called in (``module``, ``module_type``) and the place in the
+source (``site``). Python functions of torch that the lowering does not know as a whole are entered.
+What reaches torch's dispatcher without a Python call (scripted functions, custom C++ code) is
+recorded there, as the operator of the dispatcher.
+
+The program under recording believes that it runs on the CPU. What follows from literals alone
+(positions, masks, sizes) is computed at once and kept as ``meta["constant"]``, so that ``.item()``
+and branches on it work; what depends on data raises :class:`DataDependent`.
+
+The graph executes: ``fx.Interpreter(fx.GraphModule(model, graph)).run(*tensors)`` gives the
+model's output tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+import torch.overrides
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from archlint.finding import Site
+from archlint.graph.sites import calling_site, constructor_site, origin_of
+from archlint.graph.torch_recorder.names import Name, name_of
+
+Device = Literal["meta", "cpu"]
+
+# Elements up to which what follows from literals is computed: a 512×512 attention mask.
+CONSTANT_LIMIT = 512 * 512
+
+
+class DataDependent(RuntimeError):
+    """The program asked for a number that depends on the data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A recorded forward. ``names`` are the names of the inputs, in the order of placeholders."""
+
+    graph: fx.Graph
+    model: nn.Module
+    names: tuple[str, ...]
+    constants: Mapping[str, Tensor]  # tensors of the program that are no parameter or buffer
+    attributes: Mapping[str, Tensor]  # state_dict name -> parameter or buffer, as read
+    notes: tuple[str, ...] = ()
+
+    def module(self, model: nn.Module | None = None) -> fx.GraphModule:
+        """The graph over the parameters of ``model``, to be executed."""
+        owner = self.model if model is None else model
+        attributes: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "get_attr":
+                attributes[node.target] = self._attribute(owner, str(node.target))
+        return fx.GraphModule(attributes, self.graph)
+
+    def _attribute(self, owner: nn.Module, name: str) -> Any:
+        if name in self.constants:
+            return self.constants[name]
+        found: Any = owner
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+
+_RANDOM = frozenset(
+    """rand randn randint randperm bernoulli multinomial normal uniform exponential random
+    geometric cauchy log_normal poisson dropout dropout1d dropout2d dropout3d alpha_dropout
+    feature_dropout feature_alpha_dropout rand_like randn_like randint_like rrelu gumbel_softmax
+    empty empty_like new_empty empty_strided native_dropout _standard_gamma binomial
+    fractional_max_pool2d fractional_max_pool3d""".split()
+)
+_FACTORIES = frozenset(
+    """arange range zeros ones full empty empty_strided rand randn randint randperm eye linspace
+    logspace tril_indices triu_indices hann_window hamming_window blackman_window bartlett_window
+    kaiser_window fft_fftfreq fft_rfftfreq normal complex zeros_like ones_like full_like empty_like
+    rand_like randn_like randint_like new_zeros new_ones new_full new_empty new_tensor tensor
+    as_tensor asarray scalar_tensor sparse_coo_tensor from_file""".split()
+)
+_FOLLOW = frozenset(  # factories that take the device of their first argument
+    """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros
+    new_ones new_full new_empty complex""".split()
+)
+_FROM_DATA = frozenset(("tensor", "as_tensor", "asarray", "new_tensor"))
+_TO_PYTHON = frozenset(
+    """item tolist bool int float index complex numpy __bool__ array len contains
+    _local_scalar_dense equal allclose is_nonzero long format repr iter reversed""".split()
+)
+_READ_DATA = frozenset(
+    """item tolist bool int float index complex numpy array contains _local_scalar_dense equal
+    allclose is_nonzero""".split()
+)
+_MOVES = frozenset(("cuda", "cpu", "xpu", "npu", "pin_memory", "share_memory"))
+
+
+def tensors_in(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested sequences, mappings and dataclasses, each with its path."""
+    yield from _walk("", tree, set())
+
+
+def _walk(path: str, tree: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield path, tree
+        return
+    if tree is None or isinstance(tree, str | int | float | bool | nn.Module) or id(tree) in seen:
+        return
+    seen.add(id(tree))
+    parts: Any
+    if isinstance(tree, Mapping):
+        parts = tree.items()
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        parts = zip(tree._fields, tree, strict=False)
+    elif isinstance(tree, list | tuple):
+        parts = enumerate(tree)
+    elif dataclasses.is_dataclass(tree):
+        parts = ((f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree))
+    else:
+        return
+    for key, part in parts:
+        yield from _walk(f"{path}.{key}" if path else str(key), part, seen)
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier()
+
+
+class Recorder(TorchFunctionMode):
+    """The mode that records. Use :func:`record_forward`."""
+
+    def __init__(
+        self, model: nn.Module, device: Device, leaf: Callable[[str], bool], stop: Any = None
+    ) -> None:
+        super().__init__()
+        self.model, self.device, self.leaf, self.stop = model, device, leaf, stop
+        self.graph = fx.Graph()
+        self.node_of: dict[int, fx.Node] = {}
+        self.kept: list[Any] = []  # tensors are known by identity: none may be freed
+        self.known: dict[int, Tensor] = {}  # id -> elements that follow from literals
+        self.twins: dict[int, Tensor] = {}  # id of a real tensor -> its meta tensor
+        self.constants: dict[str, Tensor] = {}
+        self.attributes: dict[str, Tensor] = {}
+        self.notes: dict[str, None] = {}
+        self.inside = False  # whether a recorded call is being executed
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.paths = {id(m): name for name, m in model.named_modules()}
+        self.state: dict[int, tuple[str, bool]] = {}
+        for name, parameter in model.named_parameters():
+            self.state.setdefault(id(parameter), (name, True))
+        for name, buffer in model.named_buffers():
+            self.state.setdefault(id(buffer), (name, False))
+        self.bodies: dict[int, dict[str, Any]] = {}
+        self.entered: list[Any] = []
+        self.unhooked: dict[Any, Callable[..., Any]] = {}
+
+    # ------------------------------------------------------------------ tensors and nodes
+
+    def keep(self, tensor: Tensor, node: fx.Node) -> None:
+        """Say that a tensor is what a node gives."""
+        self.kept.append(tensor)
+        self.node_of[id(tensor)] = node
+
+    def twin(self, tensor: Tensor) -> Tensor:
+        """The tensor to compute with: on meta, whatever the program holds."""
+        if self.device == "cpu" or tensor.device.type == "meta":
+            return tensor
+        found = self.twins.get(id(tensor))
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            found = torch.empty_strided(
+                tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
+            )
+            self.twins[id(tensor)] = found
+            self.kept += [tensor, found]
+        return found
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node that gives a tensor; a new ``get_attr`` for one not seen before."""
+        found = self.node_of.get(id(tensor))
+        if found is not None:
+            return found
+        known = self.state.get(id(tensor))
+        if known is None:
+            base = getattr(tensor, "_base", None)
+            if base is not None and id(base) in self.state and base.shape == tensor.shape:
+                known = self.state[id(base)]
+        name = known[0] if known is not None else f"_tensor_constant{len(self.constants)}"
+        node = self.graph.create_node("get_attr", name, (), {})
+        node.meta["val"] = self.twin(tensor)
+        node.meta["trainable"] = known is not None and known[1]
+        node.meta["module"], node.meta["module_type"] = self.where()
+        if known is None:
+            self.constants[name] = tensor
+        else:
+            self.attributes[name] = tensor
+        self._learn_constant(tensor, node, known)
+        self.keep(tensor, node)
+        if self.device == "meta":
+            self.node_of[id(self.twin(tensor))] = node
+        return node
+
+    def _learn_constant(
+        self, tensor: Tensor, node: fx.Node, known: tuple[str, bool] | None
+    ) -> None:
+        """Elements of buffers and of tensors of the program that no training changes."""
+        if known is not None and (known[1] or known[0].rpartition(".")[2] in _CHANGING):
+            return
+        elements = getattr(tensor, "_archlint_elements", None)
+        if elements is None and tensor.device.type != "meta" and not tensor.is_sparse:
+            elements = tensor.detach()
+        if elements is not None and elements.numel() <= CONSTANT_LIMIT:
+            self.known[id(tensor)] = elements
+            if self.device == "meta":
+                self.known[id(self.twin(tensor))] = elements
+            node.meta["constant"] = elements
+
+    def where(self) -> tuple[str, str]:
+        """Path and class name of the module being called."""
+        if not self.stack:
+            return "", ""
+        path, module = self.stack[-1]
+        return path, type(module).__name__
+
+    def site(self) -> Site | None:
+        """The place to show for a call: the user's line, or a layer's constructor call."""
+        module = self.stack[-1][1] if self.stack else None
+        if module is not None:
+            owner = origin_of(
+                getattr(sys.modules.get(type(module).__module__), "__file__", "") or ""
+            )
+            made = constructor_site(module) if owner in ("torch", "library") else None
+            if made is not None and (owner == "torch" or origin_of(made.file) == "user"):
+                return made
+        return calling_site(sys._getframe(1), self.stop)
+
+    def argument(self, value: Any) -> Any:
+        """A call's argument as fx holds it."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return tuple(self.argument(v) for v in value)
+        if isinstance(value, tuple | torch.Size):
+            return tuple(self.argument(v) for v in value)
+        if isinstance(value, list):
+            return [self.argument(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self.argument(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        return value
+
+    def append(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fx.Node:
+        """A new node at the end of the graph."""
+        node = self.graph.create_node(
+            "call_function",
+            target,
+            tuple(self.argument(a) for a in args),
+            {k: self.argument(v) for k, v in kwargs.items()},
+        )
+        node.meta["module"], node.meta["module_type"] = self.where()
+        if self.stack:
+            node.meta["module_call"] = id(self.stack[-1][1])
+        node.meta["site"] = self.site()
+        return node
+
+    def enter_results(self, node: fx.Node, result: Any, known: Any, arguments: set[int]) -> None:
+        """File the tensors of a result under their nodes."""
+        if isinstance(result, Tensor):
+            node.meta["val"] = _shape_only(result)
+            if isinstance(known, Tensor):
+                self.known[id(result)] = known
+                node.meta["constant"] = known
+            if id(result) not in arguments or node.meta.get("in_place"):
+                self.keep(result, node)
+        elif isinstance(result, list | tuple):
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor | list | tuple):
+                    item = self.graph.create_node("call_function", _getitem, (node, i), {})
+                    item.meta.update(
+                        {
+                            k: node.meta[k]
+                            for k in ("module", "module_type", "site")
+                            if k in node.meta
+                        }
+                    )
+                    item.meta["part"] = True
+                    inner = known[i] if isinstance(known, list | tuple) else None
+                    self.enter_results(item, part, inner, arguments)
+            node.meta["val"] = tuple(
+                _shape_only(p) if isinstance(p, Tensor) else None for p in result
+            )
+
+    # ------------------------------------------------------------------ the two modes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every call of its API."""
+        kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
+        name = name_of(func)
+        if (
+            isinstance(func, FunctionType)
+            and func not in self.entered  # a body that hands itself back is no body
+            and not self.leaf(name.name)
+        ):
+            return self._enter(func, args, kwargs)
+        return self.call(func, name, args, kwargs)
+
+    def _enter(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the body of a Python function of torch with its calls recorded."""
+        body = self.unhooked.get(func)
+        if body is None:
+            scope = self.bodies.get(id(func.__globals__))
+            if scope is None:
+                scope = dict(func.__globals__)
+                for check in _CHECKS:
+                    if check in scope:
+                        scope[check] = _never
+                self.bodies[id(func.__globals__)] = scope
+            body = FunctionType(
+                func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+            )
+            body.__kwdefaults__ = func.__kwdefaults__
+            self.unhooked[func] = body
+        self.entered.append(func)
+        try:
+            with self:
+                return body(*args, **kwargs)
+        finally:
+            self.entered.pop()
+
+    def call(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
+        """Execute a call, and record it where it gives or changes a tensor."""
+        short = name.name
+        if short in _ANSWERS and args and isinstance(args[0], Tensor):
+            return _ANSWERS[short](self, args[0])
+        if short in _MOVES:
+            return args[0]
+        if short == "to":
+            args, kwargs = _without_device(args, kwargs)
+            if len(args) == 1 and not kwargs.keys() - {"non_blocking", "copy"}:
+                return args[0]
+        if short in _READ_DATA:
+            return self._read(func, short, args, kwargs)
+        if short in ("set_", "__set__data") or short.startswith("__set__"):
+            return self._execute(func, args, kwargs)
+        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        if short in _FROM_DATA:
+            return self._from_data(func, short, args, kwargs, leaves)
+        result, known = self._compute(func, name, args, kwargs, leaves)
+        in_place = (
+            name.in_place or kwargs.get("out") is not None or bool(kwargs.get("inplace") is True)
+        )
+        produced = [t for _, t in tensors_in(result)]
+        own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
+        if not in_place and all(id(t) in own for t in produced):
+            return result  # nothing new: a size, a flag, or the argument itself
+        self._record(func, name, args, kwargs, result, known, in_place, own)
+        return result
+
+    def _record(
+        self,
+        func: Any,
+        name: Name,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        known: Any,
+        in_place: bool,
+        own: set[int],
+    ) -> None:
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("generator",)}
+        if getattr(func, "__name__", "") == "__get__":
+            node = self.append(getattr, (args[0], name.name), {})
+        else:
+            node = self.append(func, args, kwargs)
+        if in_place:
+            node.meta["in_place"] = True
+        self.enter_results(node, result, known, own)
+        if in_place and isinstance(result, Tensor) and args and isinstance(args[0], Tensor):
+            # the program goes on with the tensor it wrote into, which may be a real parameter
+            self.keep(args[0], node)
+
+    def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if self.device == "meta":
+            args, kwargs = pytree.tree_map_only(Tensor, self.twin, (args, kwargs))
+        self.inside = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside = False
+
+    def _compute(
+        self, func: Any, name: Name, args: Any, kwargs: Any, leaves: list[Tensor]
+    ) -> tuple[Any, Any]:
+        """The result, and the same from known elements where all arguments are known."""
+        short = name.name
+        made = dict(kwargs)
+        factory = short in _FACTORIES
+        if factory or "device" in made:
+            made.pop("device", None)
+            made.pop("pin_memory", None)
+            if self.device == "meta":
+                made.pop("generator", None)
+                if short not in _FOLLOW and factory:
+                    made["device"] = "meta"
+        elif self.device == "meta":
+            made.pop("generator", None)
+        if self.device == "meta":
+            args = tuple(self._size(a) for a in args)
+        knowable = (
+            short not in _RANDOM
+            and (factory or bool(leaves))
+            and all(self._knows(t) for t in leaves)
+        )
+        known = None
+        if knowable:
+            known = self._known_result(func, args, {k: v for k, v in made.items() if k != "device"})
+        elif name.in_place and args and isinstance(args[0], Tensor):
+            self._forget(args[0])
+        try:
+            result = self._execute(func, args, made)
+        except (RuntimeError, NotImplementedError) as problem:
+            if known is None or self.device == "cpu":
+                raise
+            # such as nonzero: the shape follows from the elements
+            if not _all_tensors(known):
+                raise problem
+            result = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), known)
+        return result, known
+
+    def _size(self, value: Any) -> Any:
+        """A known tensor with one integer where a size is wanted, as the number it is."""
+        return value
+
+    def _knows(self, tensor: Tensor) -> bool:
+        if id(tensor) in self.known:
+            return True
+        if id(tensor) in self.node_of:
+            return False
+        self.node(tensor)
+        return id(tensor) in self.known
+
+    def _known_result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self.known[id(t)], (args, kwargs))
+        if _asks_for_many(func, args):
+            return None
+        self.inside = True
+        try:
+            found = func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+            return None
+        finally:
+            self.inside = False
+        if any(t.numel() > CONSTANT_LIMIT or t.is_sparse for _, t in tensors_in(found)):
+            return None
+        return found
+
+    def _forget(self, tensor: Tensor) -> None:
+        """What shares elements with a tensor that was written to is known no longer."""
+        elements = self.known.get(id(tensor))
+        if elements is None:
+            return
+        start = elements.untyped_storage().data_ptr()
+        for key in [k for k, t in self.known.items() if t.untyped_storage().data_ptr() == start]:
+            del self.known[key]
+
+    def _read(self, func: Any, short: str, args: Any, kwargs: Any) -> Any:
+        """A number out of tensors: known, or dependent on data."""
+        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        if self.device == "cpu":
+            return self._execute(func, args, kwargs)
+        if short in ("float", "int", "bool", "long") and func in _CASTS:
+            return self.call_plain(func, Name(short), args, kwargs)
+        if not all(self._knows(t) for t in leaves):
+            raise DataDependent(f"Tensor.{short} depends on the data")
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self.known[id(t)], (args, kwargs))
+        self.inside = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside = False
+
+    def call_plain(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
+        """A call without any special meaning."""
+        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        result, known = self._compute(func, name, args, kwargs, leaves)
+        own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
+        if isinstance(result, Tensor) and id(result) not in own:
+            self._record(func, name, args, kwargs, result, known, False, own)
+        return result
+
+    def _from_data(
+        self, func: Any, short: str, args: Any, kwargs: Any, leaves: list[Tensor]
+    ) -> Any:
+        """``torch.tensor`` and its like: the elements are there."""
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory")}
+        start = 1 if short == "new_tensor" else 0
+        data = args[start] if len(args) > start else kwargs.get("data")
+        if isinstance(data, Tensor):
+            dtype = kwargs.get("dtype")
+            return data if dtype is None else data.to(dtype)
+        inner = [v for v in pytree.tree_leaves(data) if isinstance(v, Tensor)]
+        if not all(self._knows(t) for t in inner) and self.device == "meta":
+            raise DataDependent("torch.tensor of numbers that depend on the data")
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda t: self.known.get(id(t), t), (args, kwargs)
+        )
+        self.inside = True
+        try:
+            elements: Tensor = func(*args, **kwargs)
+            result = elements.to("meta") if self.device == "meta" else elements
+        finally:
+            self.inside = False
+        name = f"_tensor_constant{len(self.constants)}"
+        self.constants[name] = elements
+        node = self.graph.create_node("get_attr", name, (), {})
+        node.meta.update(val=_shape_only(result), trainable=False, constant=elements)
+        node.meta["module"], node.meta["module_type"] = self.where()
+        self.keep(result, node)
+        if elements.numel() <= CONSTANT_LIMIT:
+            self.known[id(result)] = elements
+        return result
+
+    def dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call of the dispatcher that no Python call of torch stands for."""
+        name = name_of(func)
+        if name.name in ("_local_scalar_dense", "is_nonzero", "item"):
+            return self._read(func, name.name, args, kwargs)
+        if name.name in ("detach", "alias", "lift_fresh"):
+            result = self._execute(func, args, kwargs)
+            if args and isinstance(args[0], Tensor):
+                source = args[0]
+                if id(source) in self.node_of or id(source) in self.state:
+                    self.keep(result, self.node(source))
+                    if id(source) in self.known:
+                        self.known[id(result)] = self.known[id(source)]
+            return result
+        return self.call_plain_tree(func, name, args, kwargs)
+
+    def call_plain_tree(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
+        """As :meth:`call_plain` for results of any form."""
+        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        if not leaves:
+            return self._execute(func, args, kwargs)
+        if self.device == "meta" and not any(t.device.type == "meta" for t in leaves):
+            # arithmetic of the program on its own real tensors (numpy, tables): it keeps them
+            return self._execute_plain(func, args, kwargs)
+        result, known = self._compute(func, name, args, kwargs, leaves)
+        own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
+        produced = [t for _, t in tensors_in(result)]
+        if produced and (name.in_place or not all(id(t) in own for t in produced)):
+            self._record(func, name, args, kwargs, result, known, name.in_place, own)
+        return result
+
+    def _execute_plain(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.inside = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside = False
+
+    # ------------------------------------------------------------------ modules
+
+    @contextlib.contextmanager
+    def modules(self) -> Iterator[None]:
+        """Follow the calls of modules."""
+        original = nn.Module.__call__
+        recorder = self
+
+        def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+            inner = module.__dict__.get("_modules", {}).get("_orig_mod")
+            if inner is not None and type(module).__name__ == "OptimizedModule":
+                return inner(*args, **kwargs)
+            path = recorder.paths.get(id(module))
+            if path is None:
+                outer = recorder.stack[-1][0] if recorder.stack else ""
+                path = f"{outer}.{type(module).__name__}" if outer else type(module).__name__
+            recorder.stack.append((path, module))
+            try:
+                return original(module, *args, **kwargs)
+            except Exception as problem:
+                if not hasattr(problem, "_archlint_module"):
+                    with contextlib.suppress(AttributeError):
+                        problem._archlint_module = (path, type(module).__name__)  # type: ignore[attr-defined]
+                raise
+            finally:
+                recorder.stack.pop()
+
+        nn.Module.__call__ = call  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+class _Dispatcher(TorchDispatchMode):
+    """Catches what reaches the dispatcher without a call of torch's Python API."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.recorder.inside:
+            return func(*args, **(kwargs or {}))
+        return self.recorder.dispatched(func, args, kwargs or {})
+
+
+_CHANGING = frozenset(("running_mean", "running_var", "num_batches_tracked"))
+_CHECKS = (
+    "has_torch_function",
+    "has_torch_function_unary",
+    "has_torch_function_variadic",
+    "_has_torch_function",
+    "_has_torch_function_unary",
+    "_has_torch_function_variadic",
+)
+_CASTS = frozenset((Tensor.float, Tensor.int, Tensor.bool, Tensor.long))
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _getitem(sequence: Any, index: int) -> Any:
+    return sequence[index]
+
+
+def _all_tensors(tree: Any) -> bool:
+    return all(isinstance(v, Tensor) for v in pytree.tree_leaves(tree))
+
+
+def _shape_only(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "meta":
+        return tensor
+    if tensor.is_sparse or tensor.is_nested:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _without_device(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """``x.to(…)`` without what it says about devices."""
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "memory_format")}
+    kept = [args[0]]
+    for value in args[1:]:
+        if isinstance(value, torch.device | str | None.__class__) or type(value) is bool:
+            continue
+        if isinstance(value, int):
+            continue
+        kept.append(value.dtype if isinstance(value, Tensor) else value)
+    if kwargs.get("dtype", ...) is None:
+        kwargs.pop("dtype")
+    other = kwargs.pop("other", None)
+    if isinstance(other, Tensor):
+        kept.append(other.dtype)
+    target = next((v for v in [*kept[1:], kwargs.get("dtype")] if isinstance(v, torch.dtype)), None)
+    if target is None or target == args[0].dtype:
+        return (args[0],), {}
+    return (args[0], target), {}
+
+
+def _asks_for_many(func: Any, args: Any) -> bool:
+    """Whether a factory was asked for more elements than are kept."""
+    if name_of(func).name not in ("zeros", "ones", "full", "eye", "empty", "arange", "linspace"):
+        return False
+    numbers = [v for v in pytree.tree_leaves(args) if isinstance(v, int) and v > 0]
+    product = 1
+    for n in numbers:
+        product *= n
+    return product > CONSTANT_LIMIT * 64
+
+
+_ANSWERS: dict[str, Callable[[Recorder, Tensor], Any]] = {
+    "device": lambda recorder, tensor: torch.device("cpu"),
+    "is_meta": lambda recorder, tensor: False,
+    "is_cpu": lambda recorder, tensor: True,
+    "is_cuda": lambda recorder, tensor: False,
+    "get_device": lambda recorder, tensor: -1,
+}
+
+
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """Switch off what computes past Python: fused fast paths and compilers."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with contextlib.ExitStack() as stack:
+            if hasattr(torch.compiler, "set_stance"):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def record_forward(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    leaf: Callable[[str], bool],
+    device: Device = "meta",
+) -> Recording:
+    """Run ``model(*args, **kwargs)`` once and return what it called.
+
+    ``leaf`` says which Python functions of torch are one node, by canonical name. On ``meta`` no
+    weight is read and none has to exist; the model's exceptions pass through.
+    """
+    recorder = Recorder(model, device, leaf, sys._getframe(0))
+    names: list[str] = []
+
+    def enter(name: str, tensor: Tensor) -> Tensor:
+        name = name.replace(".", "_")
+        node = recorder.graph.placeholder(name if _is_name(name) else f"input_{name}")
+        given = recorder.twin(tensor)
+        if given is tensor:
+            given = tensor.clone() if device == "cpu" else torch.empty_like(tensor)
+        node.meta["val"] = _shape_only(given)
+        recorder.keep(given, node)
+        names.append(node.name)
+        return given
+
+    position_names = _parameter_names(model, len(args))
+    with torch.no_grad():
+        args = tuple(_replace(position_names[i], a, enter) for i, a in enumerate(args))
+        kwargs = {k: _replace(k, v, enter) for k, v in kwargs.items()}
+        with _eager(), recorder.modules(), _Dispatcher(recorder), recorder:
+            result = model(*args, **kwargs)
+        outputs = [tensor for _, tensor in tensors_in(result)]
+        recorder.graph.output(tuple(recorder.node(t) for t in outputs))
+    return Recording(
+        recorder.graph,
+        model,
+        tuple(names),
+        recorder.constants,
+        recorder.attributes,
+        tuple(recorder.notes),
+    )
+
+
+def _parameter_names(model: nn.Module, count: int) -> list[str]:
+    import inspect
+
+    try:
+        names = [
+            p.name
+            for p in inspect.signature(model.forward).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        names = []
+    return [names[i] if i < len(names) else f"input_{i}" for i in range(count)]
+
+
+def _replace(path: str, tree: Any, enter: Callable[[str, Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return enter(path, tree)
+    if isinstance(tree, dict):
+        return {k: _replace(f"{path}_{k}", v, enter) for k, v in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_replace(f"{path}_{i}", v, enter) for i, v in enumerate(tree)))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_replace(f"{path}_{i}", v, enter) for i, v in enumerate(tree))
+    return tree

@@ -1,0 +1,14 @@
+"""Importing this registers the lowerings of every family."""
+
+from archlint.graph.torch_recorder import (  # noqa: F401
+    affine,
+    attention,
+    creation,
+    elementwise,
+    indexing,
+    layout,
+    norms,
+    pooling,
+    recurrent,
+    reductions,
+)

@@ -1,0 +1,389 @@
+"""Elementwise ops: activations, sums, products, and the rest of arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from archlint.signal.activations import Activation, activation, leaky_relu
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.transfer import (
+    Step,
+    correlated,
+    merged_groups,
+    product,
+    transfers,
+)
+
+
+def through(x: Signal, phi: Activation) -> Signal:
+    """φ of a tensor whose elements are normal with the signal's mean and variance.
+
+    The normal law is exact for pre-activations of Gaussian weights given the layer before, and the
+    limit for others; covariances map by Mehler's formula.
+    """
+    if x.second_moment is None or x.mean is None:
+        return Signal(roles=x.roles)
+    variance = max(x.second_moment - x.mean * x.mean, 0.0)
+    m = phi.moments(x.mean, variance)
+    if not math.isfinite(m.second_moment):
+        return Signal(roles=x.roles)
+
+    def pair(correlation: float | None) -> float | None:
+        if correlation is None or x.second_moment is None or x.mean is None:
+            return None
+        covariance = correlation * x.second_moment - x.mean * x.mean
+        return correlated(phi.pair(x.mean, variance, covariance), m.second_moment)
+
+    return Signal(
+        m.mean, m.second_moment, pair(x.position_correlation), pair(x.sample_correlation),
+        x.spread, x.odd_in if phi.odd else (), phi.one_sided, x.roles,
+        profile=x.profile if phi.homogeneous else {},
+    )  # fmt: skip
+
+
+def _activation(step: Step) -> Signal:
+    """A nonlinearity of the vocabulary (signal.activations)."""
+    phi = activation(step.node.op, step.node.attributes)
+    return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+
+
+transfers(
+    "relu", "sigmoid", "tanh", "silu", "mish", "softsign", "erf", "sin", "cos", "hardswish",
+    "relu6",
+    "tanhshrink", "logsigmoid", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "softplus",
+    "hardsigmoid", "hardtanh", "threshold", "hardshrink", "softshrink", "abs", "square", "exp",
+    "expm1", "atan", "sinh", "asinh", "sign",
+)(_activation)  # fmt: skip
+
+
+@transfers("prelu")
+def _prelu(step: Step) -> Signal:
+    """Leaky ReLU with a learned slope, at the slope's root mean square."""
+    slope = step.signal(1)
+    if slope.second_moment is None or slope.mean is None:
+        return UNKNOWN_SIGNAL
+    return through(step.signal(0), leaky_relu(math.copysign(slope.rms or 0.0, slope.mean)))
+
+
+@transfers("glu")
+def _glu(step: Step) -> Signal:
+    """a·σ(b) of the two halves, which are independent: the product of their second moments."""
+    x = step.signal(0)
+    sigmoid = activation("sigmoid", {})
+    if x.second_moment is None or sigmoid is None:
+        return UNKNOWN_SIGNAL
+    return multiplied(x, through(x, sigmoid)).but(odd_in=())
+
+
+# --------------------------------------------------------------------------- sums and products
+
+
+def aligned(step: Step, i: int) -> Signal:
+    """Input ``i`` broadcast to the output: along an axis that it lacks all elements are equal."""
+    x, shape, out = step.signal(i), step.shape(i), step.out_shape()
+    if shape is None or out is None or len(shape) > len(out):
+        return x
+    other = step.signal(1 - i) if len(step.node.inputs) == 2 else x
+    target = other.roles if len(other.roles) == len(out) else ()
+    lead = len(out) - len(shape)
+    roles = x.roles if len(x.roles) == len(shape) else ()
+    if not target:
+        return x
+    x_positions = x.position_correlation
+    x_samples = x.sample_correlation
+    own_positions = shared_positions = False
+    samples = False
+    for axis, role in enumerate(target):
+        n = shape[axis - lead] if axis >= lead else 1
+        wide = n is None or n > 1 or out[axis] == 1
+        if role == "position":
+            own_positions |= wide
+            shared_positions |= not wide
+        if role == "sample":
+            samples |= axis >= lead and n is not None and n > 1
+    if shared_positions and not own_positions:
+        x_positions = 1.0
+    if not samples and "sample" in target and "sample" not in roles:
+        x_samples = 1.0
+    profile = {axis + lead: values for axis, values in x.profile.items()}
+    return x.but(position_correlation=x_positions, sample_correlation=x_samples, roles=target,
+                 profile=profile)  # fmt: skip
+
+
+def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
+    """a ± b for tensors that depend on each other at most through their means:
+    E(a+b)² = E a² + E b² + 2 E a E b. The cross term is exactly zero where one of the two is odd
+    in weights that the other does not depend on, since its mean is then zero."""
+    if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
+        return Signal(roles=a.roles or b.roles)
+    cross = 2 * sign * a.mean * b.mean
+    second = max(a.second_moment + b.second_moment + cross, 0.0)
+
+    def joint(c: float | None, d: float | None) -> float | None:
+        one, two = product(c, a.second_moment), product(d, b.second_moment)
+        return None if one is None or two is None else correlated(one + two + cross, second)
+
+    profile = dict(a.profile) if a.profile else {}
+    if b.profile or profile:
+        profile = _mixed_profile(a, b)
+    side = a.one_sided if sign > 0 and a.one_sided == b.one_sided else 0
+    spread = None
+    if a.spread is not None and b.spread is not None and second > 0:
+        spread = (a.spread * a.second_moment**2 + b.spread * b.second_moment**2) / second**2
+    return Signal(a.mean + sign * b.mean, second,
+                  joint(a.position_correlation, b.position_correlation),
+                  joint(a.sample_correlation, b.sample_correlation), spread,
+                  merged_groups(a.odd_in, b.odd_in), side, a.roles or b.roles,
+                  profile, a.gaussian or b.gaussian)  # fmt: skip
+
+
+def _mixed_profile(a: Signal, b: Signal) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """The profile of a sum: each part's by its share of the second moment."""
+    total = (a.second_moment or 0.0) + (b.second_moment or 0.0)
+    if total <= 0:
+        return {}
+    mixed = {}
+    for axis in {*a.profile, *b.profile}:
+        one, two = a.profile.get(axis), b.profile.get(axis)
+        if one is not None and two is not None and one.size != two.size:
+            continue
+        share = (a.second_moment or 0.0) / total
+        size = (one if one is not None else two).size  # type: ignore[union-attr]
+        flat = np.ones(size)
+        mixed[axis] = share * (one if one is not None else flat) + (1 - share) * (
+            two if two is not None else flat
+        )
+    return mixed
+
+
+def multiplied(a: Signal, b: Signal) -> Signal:
+    """a·b for independent tensors: E(ab)² = E a² E b², and so for every correlation."""
+    if a.second_moment is None or b.second_moment is None:
+        return Signal(roles=a.roles or b.roles)
+    mean = None if a.mean is None or b.mean is None else a.mean * b.mean
+
+    def joint(c: float | None, d: float | None) -> float | None:
+        return None if c is None or d is None else c * d
+
+    return Signal(mean, a.second_moment * b.second_moment,
+                  joint(a.position_correlation, b.position_correlation),
+                  joint(a.sample_correlation, b.sample_correlation),
+                  None if a.spread is None or b.spread is None else a.spread + b.spread,
+                  _product_groups(a, b), a.one_sided * b.one_sided, a.roles or b.roles,
+                  a.profile or b.profile)  # fmt: skip
+
+
+def _product_groups(a: Signal, b: Signal) -> tuple[frozenset[str], ...]:
+    """A product is odd in what exactly one factor is odd in."""
+    return tuple(g for g in (*a.odd_in, *b.odd_in) if (g in a.odd_in) != (g in b.odd_in))
+
+
+def _dependent(step: Step) -> bool:
+    """Whether the two inputs are functions, element by element, of one random tensor."""
+    return (step.same_basis(0, 1) and step.signal(0).sample_correlation != 1.0
+            and step.signal(1).sample_correlation != 1.0)  # fmt: skip
+
+
+@transfers("add", "sub")
+def _add(step: Step) -> Signal:
+    sign = 1.0 if step.node.op == "add" else -1.0
+    if step.value(0) == step.value(1):
+        return scaled(step.signal(0), 1.0 + sign)
+    if _dependent(step):
+        return Signal(roles=step.signal(0).roles)
+    return added(aligned(step, 0), aligned(step, 1), sign)
+
+
+def scaled(x: Signal, factor: float) -> Signal:
+    """factor·x for a number."""
+    if not math.isfinite(factor):
+        return Signal(roles=x.roles)
+    side = x.one_sided * ((factor > 0) - (factor < 0))
+    return x.but(
+        mean=None if x.mean is None else x.mean * factor,
+        second_moment=None if x.second_moment is None else x.second_moment * factor**2,
+        one_sided=side,
+    )
+
+
+@transfers("mul")
+def _mul(step: Step) -> Signal:
+    if step.value(0) == step.value(1):
+        phi = activation("square", {})
+        return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+    for i in (0, 1):
+        number = step.constant(i)
+        if number is not None and number.size == 1:
+            return scaled(step.signal(1 - i), float(number.reshape(-1)[0]))
+    if _dependent(step):
+        return Signal(roles=step.signal(0).roles)
+    return multiplied(aligned(step, 0), aligned(step, 1))
+
+
+@transfers("div")
+def _div(step: Step) -> Signal:
+    number = step.constant(1)
+    if number is not None and number.size == 1 and float(number.reshape(-1)[0]) != 0:
+        return scaled(step.signal(0), 1 / float(number.reshape(-1)[0]))
+    if number is not None:
+        finite = number.astype(np.float64)
+        if finite.size and (finite != 0).all():
+            inverse = 1 / finite
+            divisor = Signal(float(inverse.mean()), float((inverse**2).mean()), 1.0, 1.0, 0.0)
+            return multiplied(aligned(step, 0), divisor)
+    return Signal(roles=step.signal(0).roles)
+
+
+@transfers("neg")
+def _neg(step: Step) -> Signal:
+    return scaled(step.signal(0), -1.0)
+
+
+@transfers("pow")
+def _pow(step: Step) -> Signal:
+    """x^p for a fixed p, as an activation on the normal law."""
+    number = step.constant(1)
+    if number is None or number.size != 1:
+        return UNKNOWN_SIGNAL
+    p = float(number.reshape(-1)[0])
+    if p == 1.0:
+        return step.signal(0)
+    if p == 2.0:
+        phi = activation("square", {})
+        return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+    if p == int(p) and 0 < p <= 8:
+        power = int(p)
+        phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1),
+                         one_sided=1 if power % 2 == 0 else 0, odd=power % 2 == 1)  # fmt: skip
+        return through(step.signal(0), phi)
+    return UNKNOWN_SIGNAL
+
+
+@transfers("clip")
+def _clip(step: Step) -> Signal:
+    low, high = step.constant(1), step.constant(2)
+    if (step.has(1) and low is None) or (step.has(2) and high is None):
+        return UNKNOWN_SIGNAL
+    phi = activation("hardtanh", {
+        "minimum": -math.inf if low is None else float(low.reshape(-1)[0]),
+        "maximum": math.inf if high is None else float(high.reshape(-1)[0])})  # fmt: skip
+    return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+
+
+@transfers("maximum", "minimum")
+def _extreme(step: Step) -> Signal:
+    """Against a number it clips; else unknown."""
+    for i in (0, 1):
+        number = step.constant(i)
+        if number is not None and number.size == 1:
+            edge = float(number.reshape(-1)[0])
+            bounds = (edge, math.inf) if step.node.op == "maximum" else (-math.inf, edge)
+            phi = activation("hardtanh", {"minimum": bounds[0], "maximum": bounds[1]})
+            return UNKNOWN_SIGNAL if phi is None else through(step.signal(1 - i), phi)
+    return UNKNOWN_SIGNAL
+
+
+@transfers("where", "masked_fill")
+def _choice(step: Step) -> Signal:
+    """A choice by a mask: known where both alternatives have the same moments, or the mask is
+    known; a mask of −inf or of the dtype's least number leaves the other one, as softmax does."""
+    if step.node.op == "where":
+        mask, a, b = step.constant(0), step.signal(1), step.signal(2)
+        numbers = (step.constant(1), step.constant(2))
+    else:
+        mask, a, b = step.constant(1), step.signal(2), step.signal(0)
+        numbers = (step.constant(2), None)
+    for number, other in zip(numbers, (b, a), strict=True):
+        if number is not None and number.size == 1 and float(number.reshape(-1)[0]) < -1e4:
+            return other
+    if mask is not None and a.second_moment is not None and b.second_moment is not None:
+        share = float(mask.astype(np.float64).mean())
+        if share in (0.0, 1.0):
+            return a if share else b
+        if a.mean is None or b.mean is None:
+            return UNKNOWN_SIGNAL
+        return Signal(share * a.mean + (1 - share) * b.mean,
+                      share * a.second_moment + (1 - share) * b.second_moment,
+                      roles=a.roles or b.roles)  # fmt: skip
+    return joined(a, b)
+
+
+def joined(a: Signal, b: Signal) -> Signal:
+    """What is true of both tensors: equal moments stay, different ones are unknown."""
+
+    def same(x: float | None, y: float | None) -> float | None:
+        if x is None or y is None or not math.isclose(x, y, rel_tol=0.02, abs_tol=1e-12):
+            return None
+        return (x + y) / 2
+
+    roles: tuple[Role, ...] = a.roles if a.roles == b.roles else ()
+    return Signal(same(a.mean, b.mean), same(a.second_moment, b.second_moment),
+                  same(a.position_correlation, b.position_correlation),
+                  same(a.sample_correlation, b.sample_correlation), same(a.spread, b.spread),
+                  merged_groups(a.odd_in, b.odd_in),
+                  a.one_sided if a.one_sided == b.one_sided else 0, roles)  # fmt: skip
+
+
+@transfers("select")
+def _select(step: Step) -> Signal:
+    return joined(step.signal(1), step.signal(2))
+
+
+# --------------------------------------------------------------------------- noise
+
+
+@transfers("dropout", "drop_path")
+def _dropout(step: Step) -> tuple[Signal, Signal]:
+    """Inverted dropout keeps the mean and divides E x² by the share that is kept."""
+    x = step.signal(0)
+    p = step.number("p")
+    keep = 1 - p
+    if not step.attribute("training") or p == 0.0 or step.graph.mode == "eval":
+        return x, UNKNOWN_SIGNAL
+    if keep <= 0:
+        return Signal(0.0, 0.0, 1.0, 1.0, 0.0, (), 0, x.roles), UNKNOWN_SIGNAL
+    whole = step.node.op == "drop_path"  # whole samples: positions of one sample stay together
+    return x.but(
+        second_moment=None if x.second_moment is None else x.second_moment / keep,
+        position_correlation=x.position_correlation if whole
+        else product(x.position_correlation, keep),
+        sample_correlation=product(x.sample_correlation, keep),
+        gaussian=False,
+    ), UNKNOWN_SIGNAL  # fmt: skip
+
+
+def _noise_roles(step: Step) -> tuple[Role, ...]:
+    return step.signal(0).roles
+
+
+@transfers("random_normal")
+def _random_normal(step: Step) -> Signal:
+    mean, std = step.number("mean"), step.number("std")
+    second = mean**2 + std**2
+    c = correlated(mean**2, second)
+    return Signal(mean, second, c, c, 0.0, (), 0, _noise_roles(step), gaussian=True)
+
+
+@transfers("random_uniform")
+def _random_uniform(step: Step) -> Signal:
+    low, high = step.number("low"), step.number("high")
+    mean = (low + high) / 2
+    second = mean**2 + (high - low) ** 2 / 12
+    c = correlated(mean**2, second)
+    return Signal(mean, second, c, c, 0.0, (), int(low >= 0), _noise_roles(step))
+
+
+@transfers("quantize", "dequantize")
+def _requantize(step: Step) -> Signal:
+    """v/scale + zero point and back; rounding noise is left out."""
+    x, scale, zero = step.signal(0), step.constant(1), step.constant(2)
+    if scale is None or scale.size != 1 or (step.has(2) and zero is None):
+        return UNKNOWN_SIGNAL
+    factor = float(scale.reshape(-1)[0])
+    shift = 0.0 if zero is None else float(zero.reshape(-1)[0])
+    offset = Signal(shift, shift * shift, 1.0, 1.0, 0.0)
+    if step.node.op == "quantize":
+        return added(scaled(x, 1 / factor), offset)
+    return scaled(added(x, offset, -1.0), factor)

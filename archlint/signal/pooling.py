@@ -1,0 +1,224 @@
+"""Pooling, reductions, resizing: what averages or picks among positions."""
+
+from __future__ import annotations
+
+import math
+
+from archlint.signal.gaussian import max_of_correlated
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.transfer import Step, correlated, known_size, product, transfers
+
+
+def averaged(x: Signal, count: int, correlation: float | None) -> Signal:
+    """The mean of ``count`` elements with a common pairwise correlation:
+    E ȳ² = E x²·(1 + (count − 1)c)/count."""
+    if x.second_moment is None or correlation is None:
+        return Signal(x.mean, roles=x.roles, one_sided=x.one_sided, odd_in=x.odd_in)
+    second = x.second_moment * (1 + (count - 1) * correlation) / count
+    second = max(second, 0.0)
+    # Two windows apart: every pair of their elements agrees by the position correlation.
+    apart = correlated(product(x.position_correlation, x.second_moment), second)
+    between = _between(x, count, correlation, second)
+    return Signal(x.mean, second, apart, between, x.spread, x.odd_in, x.one_sided, x.roles,
+                  gaussian=x.gaussian)  # fmt: skip
+
+
+def _between(x: Signal, count: int, correlation: float, second: float) -> float | None:
+    """The sample correlation of means: pairs at equal positions and at different ones."""
+    if x.sample_correlation is None or x.second_moment is None:
+        return None
+    apart = min(x.sample_correlation, correlation)
+    pairs = x.sample_correlation / count + apart * (1 - 1 / count)
+    return correlated(pairs * x.second_moment, second)
+
+
+@transfers("avg_pool")
+def _avg_pool(step: Step) -> Signal:
+    """A window's mean; padding that is counted takes its share."""
+    x = step.signal(0)
+    count = math.prod(step.ints("kernel"))
+    if count == 1:
+        return x
+    result = averaged(x, count, x.position_correlation)
+    shape, out = step.shape(0), step.out_shape()
+    if (not step.attribute("count_padding") or not any(step.ints("padding"))
+            or shape is None or out is None or result.second_moment is None):  # fmt: skip
+        return result
+    covered = 1.0
+    dims = len(shape) - 2
+    stride, kernel, padding = step.ints("stride"), step.ints("kernel"), step.ints("padding")
+    for axis in range(dims):
+        size, length = shape[2 + axis], out[2 + axis]
+        if size is None or length is None:
+            return UNKNOWN_SIGNAL
+        inside = 0
+        for i in range(length):
+            start = i * stride[axis] - padding[axis]
+            inside += min(start + kernel[axis], size) - max(start, 0)
+        covered *= inside / (length * kernel[axis])
+    return result.but(
+        mean=None if result.mean is None else result.mean * covered,
+        second_moment=result.second_moment * covered,
+    )
+
+
+@transfers("adaptive_avg_pool")
+def _adaptive_avg_pool(step: Step) -> Signal:
+    x, shape = step.signal(0), step.shape(0)
+    sizes = step.ints("size")
+    before = known_size(shape, range(len(shape) - len(sizes), len(shape))) if shape else None
+    if before is None:
+        return UNKNOWN_SIGNAL
+    count = max(round(before / math.prod(sizes)), 1)
+    return x if count == 1 else averaged(x, count, x.position_correlation)
+
+
+def maximum(step: Step, count: int) -> Signal:
+    """The maximum of ``count`` normals with a common correlation. A maximum of ReLUs is the ReLU
+    of the maximum of the pre-activations, which are normal."""
+    x = step.signal(0)
+    producer = step.graph.producer.get(step.value(0) or "")
+    rectified = False
+    if producer is not None and producer.op in ("relu", "relu6") and producer.inputs[0]:
+        before = step.signals.get(producer.inputs[0], UNKNOWN_SIGNAL)
+        if before.known:
+            x, rectified = before, True
+    if x.second_moment is None or x.mean is None or x.position_correlation is None:
+        return Signal(roles=x.roles)
+    variance = x.second_moment - x.mean**2
+    if variance <= 1e-12 * x.second_moment:
+        return step.signal(0)
+    if abs(x.mean) > 1e-6 * math.sqrt(x.second_moment) and rectified:
+        return Signal(roles=x.roles)  # the kink is off centre
+    c = (x.position_correlation * x.second_moment - x.mean**2) / variance
+    first, second, pair = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), rectified)
+    deviation = math.sqrt(variance)
+    mean = x.mean + deviation * first
+    total = x.mean**2 + 2 * x.mean * deviation * first + variance * second
+    joint = x.mean**2 + 2 * x.mean * deviation * first + variance * pair
+    between = None
+    if x.sample_correlation is not None:
+        c = (x.sample_correlation * x.second_moment - x.mean**2) / variance
+        _, _, other = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), rectified)
+        between = correlated(
+            x.mean**2 + 2 * x.mean * deviation * first + variance * min(other, pair), total
+        )
+    return Signal(mean, total, correlated(joint, total), between, x.spread, (), int(rectified),
+                  x.roles)  # fmt: skip
+
+
+@transfers("max_pool")
+def _max_pool(step: Step) -> tuple[Signal, Signal]:
+    count = math.prod(step.ints("kernel"))
+    return (step.signal(0) if count == 1 else maximum(step, count)), UNKNOWN_SIGNAL
+
+
+@transfers("adaptive_max_pool")
+def _adaptive_max_pool(step: Step) -> tuple[Signal, Signal]:
+    shape, sizes = step.shape(0), step.ints("size")
+    before = known_size(shape, range(len(shape) - len(sizes), len(shape))) if shape else None
+    if before is None:
+        return UNKNOWN_SIGNAL, UNKNOWN_SIGNAL
+    count = max(round(before / math.prod(sizes)), 1)
+    return (step.signal(0) if count == 1 else maximum(step, count)), UNKNOWN_SIGNAL
+
+
+# --------------------------------------------------------------------------- reductions
+
+
+def reduced_roles(step: Step, x: Signal) -> tuple[Role, ...]:
+    """The roles that are left after a reduction."""
+    axes = step.ints("axes")
+    if step.attribute("keepdims"):
+        return x.roles
+    return tuple(role for axis, role in enumerate(x.roles) if axis not in axes)
+
+
+@transfers("reduce_mean", "reduce_sum")
+def _reduce(step: Step) -> Signal:
+    """A mean over positions, features or samples; a sum is the mean times the count."""
+    x, shape, axes = step.signal(0), step.shape(0), step.ints("axes")
+    count = known_size(shape, axes)
+    if count is None or shape is None or len(x.roles) != len(shape) or x.second_moment is None:
+        return UNKNOWN_SIGNAL
+    result = x
+    for role in ("position", "feature", "sample"):
+        n = known_size(shape, [a for a in axes if x.roles[a] == role])
+        if n is None:
+            return UNKNOWN_SIGNAL
+        if n == 1:
+            continue
+        if role == "feature":
+            if result.mean is None or result.second_moment is None:
+                return UNKNOWN_SIGNAL
+            result = averaged(result, n, correlated(result.mean**2, result.second_moment))
+        elif role == "position":
+            result = averaged(result, n, result.position_correlation)
+        else:
+            result = averaged(result, n, result.sample_correlation)
+    result = result.but(roles=reduced_roles(step, x), profile={})
+    if step.node.op == "reduce_sum":
+        result = result.but(
+            mean=None if result.mean is None else result.mean * count,
+            second_moment=None if result.second_moment is None else result.second_moment * count**2,
+        )
+    return result
+
+
+@transfers("reduce_max")
+def _reduce_max(step: Step) -> Signal:
+    x, shape, axes = step.signal(0), step.shape(0), step.ints("axes")
+    count = known_size(shape, axes)
+    if count is None or shape is None or len(x.roles) != len(shape):
+        return UNKNOWN_SIGNAL
+    if any(x.roles[a] != "position" for a in axes):
+        return UNKNOWN_SIGNAL
+    return maximum(step, count).but(roles=reduced_roles(step, x))
+
+
+@transfers("reduce_var", "reduce_std", "reduce_l2")
+def _reduce_size(step: Step) -> Signal:
+    """The variance or the Euclidean length of many elements is near its mean."""
+    x, shape, axes = step.signal(0), step.shape(0), step.ints("axes")
+    count = known_size(shape, axes)
+    if count is None or count < 8 or x.second_moment is None or x.mean is None:
+        return UNKNOWN_SIGNAL
+    if step.node.op == "reduce_l2":
+        size = math.sqrt(count * x.second_moment)
+    else:
+        variance = max(x.second_moment - x.mean**2, 0.0)
+        size = variance if step.node.op == "reduce_var" else math.sqrt(variance)
+    return Signal(size, size * size, 1.0, 1.0, x.spread, (), 1, reduced_roles(step, x))
+
+
+# --------------------------------------------------------------------------- resizing
+
+
+@transfers("resize")
+def _resize(step: Step) -> Signal:
+    """Nearest copies; linear interpolation to a larger map averages two neighbours an axis: for
+    weights t, 1−t uniform in t the squares sum to 2/3 on average; a shrunk map picks."""
+    x, shape, out = step.signal(0), step.shape(0), step.out_shape()
+    mode = str(step.attribute("mode"))
+    if shape is None or out is None or x.second_moment is None:
+        return x.but(profile={})
+    if mode not in ("linear", "bilinear", "trilinear"):
+        return x.but(profile={}) if mode.startswith("nearest") else UNKNOWN_SIGNAL
+    if x.position_correlation is None:
+        return UNKNOWN_SIGNAL
+    share = 1.0
+    for before, after in zip(shape[2:], out[2:], strict=False):
+        if before is None or after is None:
+            return UNKNOWN_SIGNAL
+        if after > before:
+            ratio = after / before
+            # align_corners False and an integer ratio r: offsets (2i+1−r)/(2r).
+            if ratio == int(ratio):
+                offsets = [abs((2 * i + 1 - ratio) / (2 * ratio)) for i in range(int(ratio))]
+                share *= sum(t * t + (1 - t) ** 2 for t in offsets) / len(offsets)
+            else:
+                share *= 2 / 3
+    c = x.position_correlation
+    second = x.second_moment * (share + (1 - share) * c)
+    return x.but(second_moment=second, position_correlation=correlated(c * x.second_moment, second),
+                 profile={})  # fmt: skip
