@@ -25,10 +25,50 @@ _ONE: dict[str, str] = {
 }
 _ONE |= {
     name: name
-    for name in """relu sigmoid tanh silu mish softsign erf sin cos hardswish relu6 tanhshrink
-    logsigmoid neg abs exp log sqrt rsqrt reciprocal square expm1 log1p floor ceil round sign tan
-    asin acos atan sinh cosh asinh acosh atanh trunc isnan isfinite logical_not bitwise_not
-    nonzero""".split()
+    for name in [
+        "relu",
+        "sigmoid",
+        "tanh",
+        "silu",
+        "mish",
+        "softsign",
+        "erf",
+        "sin",
+        "cos",
+        "hardswish",
+        "relu6",
+        "tanhshrink",
+        "logsigmoid",
+        "neg",
+        "abs",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "square",
+        "expm1",
+        "log1p",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "trunc",
+        "isnan",
+        "isfinite",
+        "logical_not",
+        "bitwise_not",
+        "nonzero",
+    ]
 }
 
 # (ours, whether the operands are exchanged)
@@ -59,8 +99,20 @@ _TWO: dict[str, tuple[str, bool]] = {
 }
 _TWO |= {
     name: (name, False)
-    for name in """mul pow maximum minimum remainder atan2 logical_and logical_or logical_xor
-    bitwise_and bitwise_or bitwise_xor""".split()
+    for name in [
+        "mul",
+        "pow",
+        "maximum",
+        "minimum",
+        "remainder",
+        "atan2",
+        "logical_and",
+        "logical_or",
+        "logical_xor",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+    ]
 }
 
 

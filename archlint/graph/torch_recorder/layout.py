@@ -24,7 +24,7 @@ def inverse_of(
 
 def _call_arguments(c: Call) -> tuple[Any, ...]:
     """The arguments after the tensor, dimensions and sizes as numbers."""
-    given = [a for a in c.node.args[1:]]
+    given = list(c.node.args[1:])
     given += [v for k, v in c.node.kwargs.items() if k not in ("input", "self")]
     return tuple(given)
 

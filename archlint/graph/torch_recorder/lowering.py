@@ -494,8 +494,23 @@ class Lowerer:
 STRICT = False  # tests set this: a lowering that trips over its arguments is a defect
 
 _SAME_ELEMENTS = frozenset(
-    """view reshape flatten squeeze unsqueeze unflatten contiguous view_as reshape_as detach data
-    alias ravel _unsafe_view _reshape_alias""".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "unflatten",
+        "contiguous",
+        "view_as",
+        "reshape_as",
+        "detach",
+        "data",
+        "alias",
+        "ravel",
+        "_unsafe_view",
+        "_reshape_alias",
+    ]
 )
 _LAW_OF_STATISTICS = {
     "running_mean": constant(0.0, "BatchNorm"),

@@ -74,31 +74,150 @@ class Recording:
 
 
 _RANDOM = frozenset(
-    """rand randn randint randperm bernoulli multinomial normal uniform exponential random
-    geometric cauchy log_normal poisson dropout dropout1d dropout2d dropout3d alpha_dropout
-    feature_dropout feature_alpha_dropout rand_like randn_like randint_like rrelu gumbel_softmax
-    empty empty_like new_empty empty_strided native_dropout _standard_gamma binomial
-    fractional_max_pool2d fractional_max_pool3d""".split()
+    [
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "bernoulli",
+        "multinomial",
+        "normal",
+        "uniform",
+        "exponential",
+        "random",
+        "geometric",
+        "cauchy",
+        "log_normal",
+        "poisson",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_dropout",
+        "feature_alpha_dropout",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "rrelu",
+        "gumbel_softmax",
+        "empty",
+        "empty_like",
+        "new_empty",
+        "empty_strided",
+        "native_dropout",
+        "_standard_gamma",
+        "binomial",
+        "fractional_max_pool2d",
+        "fractional_max_pool3d",
+    ]
 )
 _FACTORIES = frozenset(
-    """arange range zeros ones full empty empty_strided rand randn randint randperm eye linspace
-    logspace tril_indices triu_indices hann_window hamming_window blackman_window bartlett_window
-    kaiser_window fft_fftfreq fft_rfftfreq normal complex zeros_like ones_like full_like empty_like
-    rand_like randn_like randint_like new_zeros new_ones new_full new_empty new_tensor tensor
-    as_tensor asarray scalar_tensor sparse_coo_tensor from_file""".split()
+    [
+        "arange",
+        "range",
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "empty_strided",
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "eye",
+        "linspace",
+        "logspace",
+        "tril_indices",
+        "triu_indices",
+        "hann_window",
+        "hamming_window",
+        "blackman_window",
+        "bartlett_window",
+        "kaiser_window",
+        "fft_fftfreq",
+        "fft_rfftfreq",
+        "normal",
+        "complex",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "new_tensor",
+        "tensor",
+        "as_tensor",
+        "asarray",
+        "scalar_tensor",
+        "sparse_coo_tensor",
+        "from_file",
+    ]
 )
 _FOLLOW = frozenset(  # factories that take the device of their first argument
-    """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros
-    new_ones new_full new_empty complex""".split()
+    [
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "complex",
+    ]
 )
 _FROM_DATA = frozenset(("tensor", "as_tensor", "asarray", "new_tensor"))
 _TO_PYTHON = frozenset(
-    """item tolist bool int float index complex numpy __bool__ array len contains
-    _local_scalar_dense equal allclose is_nonzero long format repr iter reversed""".split()
+    [
+        "item",
+        "tolist",
+        "bool",
+        "int",
+        "float",
+        "index",
+        "complex",
+        "numpy",
+        "__bool__",
+        "array",
+        "len",
+        "contains",
+        "_local_scalar_dense",
+        "equal",
+        "allclose",
+        "is_nonzero",
+        "long",
+        "format",
+        "repr",
+        "iter",
+        "reversed",
+    ]
 )
 _READ_DATA = frozenset(
-    """item tolist bool int float index complex numpy array contains _local_scalar_dense equal
-    allclose is_nonzero""".split()
+    [
+        "item",
+        "tolist",
+        "bool",
+        "int",
+        "float",
+        "index",
+        "complex",
+        "numpy",
+        "array",
+        "contains",
+        "_local_scalar_dense",
+        "equal",
+        "allclose",
+        "is_nonzero",
+    ]
 )
 _MOVES = frozenset(("cuda", "cpu", "xpu", "npu", "pin_memory", "share_memory"))
 
