@@ -443,7 +443,9 @@ def _laplace(
 
     # μ4, μ6, μ8 = 6, 90, 2520: the sample kurtosis has variance 1188/N.
     score = _shape_score(kurtosis, 6.0, 1188.0, n, kolmogorov_smirnov(values, cdf), False)
-    return _Family("laplace", score, -m.count * (1 + math.log(2 * scale)), 6.0, cdf)
+    # No framework draws weights from it: it must explain the array far better than a normal law.
+    likelihood = -m.count * (1 + math.log(2 * scale)) - 12.0
+    return _Family("laplace", score, likelihood, 6.0, cdf)
 
 
 def _sparse(values: npt.NDArray[np.float64], m: Moments, zeros: float) -> _Family | None:
@@ -490,7 +492,10 @@ def _candidates(
                 continue
         if initializer.shape == "truncated_normal":  # all of these cut at ±2σ
             reach = max(m.high - initializer.mean, initializer.mean - m.low)
+            _, fourth, noise = _cut_moments(2.0)
             if reach > 2.002 * initializer.std / TRUNCATED_STD:
+                continue
+            if abs(_kurtosis(m) - fourth) > 4.5 * math.sqrt(noise / m.count) + 0.01:
                 continue
         error = math.sqrt((fitted.kurtosis - 1.0) / m.count)
         if abs(m.variance / variance - 1.0) <= _SNAP * error + 1e-3:
@@ -520,13 +525,17 @@ def _snapped(
     weights: dict[tuple[str, float, float], float] = defaultdict(float)
     best: dict[tuple[str, float, float], Known] = {}
     for k in candidates:
-        own = (m.variance / k.std**2 - 1.0) / error if k.shape != "uniform" else 0.0
         pooled, count = others.get(k.text, (0.0, 0))
-        worse = max(own * own, pooled * pooled)
+        if k.shape == "uniform":  # the likelihood of a bound b is b^(−N) from max|w| on
+            reach = max(m.high - k.mean, k.mean - m.low)
+            worse = min(2.0 * m.count * max(math.log(k.bound / reach), 0.0), 60.0)
+        else:
+            own = (m.variance / k.std**2 - 1.0) / error
+            worse = max(own * own, pooled * pooled)
         key = (k.shape, float(f"{k.std:.4g}"), k.mean)
         weights[key] += _TIERS**-k.common * math.exp(-worse / 2) * max(count, 1)
-        if key not in best or (-k.common, count) > (
-            -best[key].common, others.get(best[key].text, (0.0, 0))[1]
+        if key not in best or (count, -k.common) > (
+            others.get(best[key].text, (0.0, 0))[1], -best[key].common
         ):  # fmt: skip
             best[key] = k
     likeliest = max(weights, key=lambda name: weights[name])
@@ -731,8 +740,10 @@ def fit_graph(graph: LayerGraph) -> LayerGraph:
     clones = _clones(every)
     state, evidence = _verdict(every)
     laws = _settled([j for j in every if id(j) not in clones], state)
+    first = {j.parameter.name: laws[id(j)] for j in every if id(j) in laws}
     for j in every:
-        laws.setdefault(id(j), j.fitted.law)
+        if id(j) in clones:
+            laws[id(j)] = first[clones[id(j)]]
     result = _with_laws(graph, judged, laws, clones)
     return replace(result, weights=state, weights_evidence=evidence, notes=(*graph.notes, *notes))
 
@@ -960,13 +971,15 @@ def _settled(every: Sequence[_Judged], state: WeightState) -> dict[int, Distribu
     In a trained network what varies and matches no initializer is called trained. Estimates of
     tensors of equal shape and use, and of equal variance within their errors, are pooled.
     """
-    others = _pooled(j for j in every if j.use.kind == "weight")
+    weights = _pooled(j for j in every if j.use.kind == "weight")
+    biases = _pooled(j for j in every if j.use.kind == "bias")
     laws: dict[int, Distribution] = {}
     alike: dict[tuple[Any, ...], list[_Judged]] = defaultdict(list)
     for j in every:
         law = j.fitted.law
         if law.family in ("normal", "uniform", "truncated_normal") and not j.fitted.rejected:
             measured = replace(law) if not law.exact else _unsnapped(j)
+            others = biases if j.use.kind == "bias" else weights
             law = _snapped(measured, j.fitted.candidates, j.fitted.moments, others)
             if state == "trained" and not law.exact and j.use.kind != "other":
                 law = replace(
