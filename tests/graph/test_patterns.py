@@ -428,6 +428,21 @@ def test_norm_with_scale_inside_the_inverse_root() -> None:
     assert len(node.inputs) == 3
 
 
+def test_layer_norm_of_a_middle_axis_as_flax_spells_it() -> None:
+    """Moments without kept axes, put back as ones after the subtraction; the scale first."""
+
+    def build(t: Trace) -> T:
+        x = t.input(*X)
+        square, mean = (x * x).mean(1, keepdims=False), x.mean(1, keepdims=False)
+        v = (square - mean * mean).maximum(0.0).view(2, 1, 8)
+        r = (v + 1e-6).sqrt().reciprocal() * t.parameter(1, 5, 1)
+        return (x - mean.view(2, 1, 8)) * r + t.parameter(1, 5, 1)
+
+    graph = recognised(build)
+    assert ops(graph) == ["layer_norm", "mul", "add"]
+    assert graph.nodes[0].attributes["axes"] == (1,)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_layer_norm_as_keras_unfolds_it(affine: bool) -> None:
     def build(t: Trace) -> T:
@@ -706,6 +721,17 @@ def test_attention_with_the_heads_folded_for_the_transpose() -> None:
     assert node.attributes["scale"] == pytest.approx(0.25)
 
 
+def test_grouped_queries_with_the_heads_folded_for_the_transpose() -> None:
+    def build(t: Trace) -> T:
+        q, k, v = _qkv(t, 2)
+        k, v = (h.view(S, 2, 1, L, D).expand(shape=(S, 2, 2, L, D)) for h in (k, v))
+        kt = k.view(S * H, L, D).permute(0, 2, 1).view(S, H, D, L)
+        return _attend(t, q @ kt, v.view(S, H, L, D))
+
+    graph = recognised(build)
+    assert graph.shape(only(graph).inputs[1]) == (S, 2, L, D)
+
+
 def test_a_mask_that_a_file_holds_as_a_weight() -> None:
     def build(t: Trace) -> T:
         q, k, v = _qkv(t)
@@ -971,6 +997,16 @@ def test_noops_leave_and_are_counted() -> None:
         return (x.permute(0, 2, 1).permute(0, 2, 1) + 0.0) * 1.0 / 1.0 + t.input(*X)
 
     assert ops(recognised(build)) == ["relu", "add"]
+
+
+def test_a_slice_of_everything_leaves_and_a_reversal_stays() -> None:
+    b = GraphBuilder()
+    x = b.input("x", X)
+    whole = b.node("slice", (x,), X, axes=(1,), starts=(0,), ends=(5,), steps=(1,))
+    turned = b.node("slice", (whole,), X, axes=(1,), starts=(4,), ends=(-6,), steps=(-1,))
+    y = b.node("relu", (turned,), X)
+    graph = replace(b.finish([y]), source="onnx")
+    assert ops(recognise(graph)) == ["slice", "relu"]
 
 
 def test_a_noop_that_is_an_output_stays() -> None:

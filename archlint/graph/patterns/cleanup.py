@@ -62,6 +62,15 @@ def no_reshape(graph: Rewriter, node: Node) -> Found | str:
     return _drop(graph, node, node.inputs[0])
 
 
+@pattern("slice")
+def no_slice(graph: Rewriter, node: Node) -> Found | str:
+    """A slice that takes everything."""
+    shape = graph.shape(node.output)
+    if shape is None or None in shape or any(s != 1 for s in graph.attribute(node, "steps")):
+        return "the shape is not known, or elements are skipped"
+    return _drop(graph, node, node.inputs[0])
+
+
 @pattern("transpose")
 def no_transpose(graph: Rewriter, node: Node) -> Found | str:
     """A transpose that leaves every axis in place, or undoes the one before it."""
@@ -102,7 +111,12 @@ def batched_transpose(graph: Rewriter, node: Node) -> Found | str:
         return "a shape is not known"
     if len(before) < 3 or before[-2:] != folded[-2:]:
         return "the fold takes in the axes that are swapped"
-    if after != (*before[:-2], before[-1], before[-2]):
+    if len(after) < 3 or after[-2:] != (before[-1], before[-2]):
         return "the unfolded axes are others"
-    order = (*range(len(before) - 2), len(before) - 1, len(before) - 2)
-    return Found(New("transpose", (fold.inputs[0],), {"permutation": order}), (fold, swap))
+    order = (*range(len(after) - 2), len(after) - 1, len(after) - 2)
+    unfolded = tuple(n or 0 for n in (*after[:-2], after[-1], after[-2]))
+    source: str | New = fold.inputs[0]
+    if unfolded != before:
+        dtype = graph.dtype(fold.inputs[0])
+        source = New("reshape", (source,), {"shape": unfolded}, unfolded, dtype)
+    return Found(New("transpose", (source,), {"permutation": order}), (fold, swap))

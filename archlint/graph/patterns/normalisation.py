@@ -78,12 +78,14 @@ class _Spread:
 
 def _mean_square(graph: Rewriter, value: str | None) -> _Spread | str:
     """The value as a variance or a mean square."""
-    factor = 1.0
+    factor, outer = 1.0, value
     for _ in range(4):
         node = graph.producer(value)
         if node is None:
             return "the statistic is an input"
         if node.op in ("relu", "abs"):  # guards a difference of moments against rounding
+            value = node.inputs[0]
+        elif node.op == "reshape" and graph.made_by(node.inputs[0], "relu", "abs", "sub"):
             value = node.inputs[0]
         elif (scaled := graph.times(node)) is not None and node.op != "neg":
             value, factor = scaled[0], factor * scaled[1]
@@ -114,12 +116,15 @@ def _mean_square(graph: Rewriter, value: str | None) -> _Spread | str:
         return _Spread(t, axes, False, factor, (node,))
     difference = graph.made_by(value, "sub")
     if difference is not None:  # E x² − (E x)²
-        raw = _kept(graph, difference.inputs[0], "reduce_mean")
-        mean = _kept(graph, _squared(graph, difference.inputs[1]), "reduce_mean")
-        if raw is not None and mean is not None and raw[1] == mean[1]:
-            x = _squared(graph, raw[0].inputs[0])
-            if x is not None and graph.same(x, mean[0].inputs[0]):
-                return _Spread(x, raw[1], True, factor, (difference, raw[0], mean[0]))
+        raw = graph.made_by(difference.inputs[0], "reduce_mean")
+        mean = graph.made_by(_squared(graph, difference.inputs[1]), "reduce_mean")
+        x = _squared(graph, raw.inputs[0]) if raw is not None else None
+        if raw is not None and mean is not None and graph.same(x, mean.inputs[0]):
+            axes, shape = graph.axes(raw), graph.shape(x)
+            ones = tuple(1 if i in axes else n for i, n in enumerate(shape or ()))
+            # the axes may be put back as ones only after the subtraction
+            if axes == graph.axes(mean) and shape is not None and graph.shape(outer) == ones:
+                return _Spread(x or "", axes, True, factor, (difference, raw, mean))
     return "the statistic is neither a variance nor a mean square"
 
 
@@ -341,10 +346,12 @@ def _normalised(
         op = "layer_norm"
     if kernel.scale is None:
         return Found(New(op, (x,), attributes), parts)
-    if op not in ("layer_norm", "rms_norm") or not trailing:
-        return "a scale that is not over the normalised axes"
-    scale = _affine(graph, kernel.scale, shape, axes)
-    return scale if isinstance(scale, Refusal) else Found(New(op, (x, scale), attributes), parts)
+    if op in ("layer_norm", "rms_norm") and trailing:
+        scale = _affine(graph, kernel.scale, shape, axes)
+        if not isinstance(scale, Refusal):
+            return Found(New(op, (x, scale), attributes), parts)
+    plain = New(op, (x,), attributes, shape, graph.dtype(node.output))
+    return Found(New("mul", (plain, kernel.scale)), parts)
 
 
 # --------------------------------------------------------------------------- scale and shift
