@@ -205,12 +205,12 @@ def _silu_slope(x: Floats) -> Floats:
 
 
 def _mish(x: Floats) -> Floats:
-    return x * np.tanh(_softplus(x))
+    return np.asarray(x * np.tanh(_softplus(x)))
 
 
 def _mish_slope(x: Floats) -> Floats:
     t = np.tanh(_softplus(x))
-    return t + x * (1 - t * t) * _sigmoid(x)
+    return np.asarray(t + x * (1 - t * t) * _sigmoid(x))
 
 
 def _clipped(low: float, high: float) -> tuple[Function, Function]:

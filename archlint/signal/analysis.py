@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from archlint.graph.model import LayerGraph
+from archlint.graph.model import LayerGraph, Node
+from archlint.graph.ops import OPS, UNKNOWN
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.propagate import propagate
 from archlint.signal.structure import Segment, Trunk, find_segments, find_trunks
@@ -51,5 +53,33 @@ def analyse(graph: LayerGraph) -> Analysis:
 
 
 def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:
-    """Count the nodes that were understood."""
-    raise NotImplementedError
+    """Count the nodes that were understood, those computed statically included.
+
+    A node is *unmodelled* where its op is unknown, or where its inputs are known and yet nothing
+    can be said of what it computes; nodes downstream of such a one are *cut off*.
+    """
+    unmodelled: Counter[str] = Counter()
+    cut_off = 0
+    for node in graph.walk():
+        if node.op == UNKNOWN:
+            unmodelled[node.source_op] += 1
+    for node in graph.nodes:
+        if node.op == UNKNOWN or not _carries_signal(graph, node):
+            continue
+        if any(signals.get(out, UNKNOWN_SIGNAL).known for out in node.outputs):
+            continue
+        carriers = [v for v in node.inputs if v and "float" in (graph.values[v].dtype or "")]
+        if carriers and all(signals.get(v, UNKNOWN_SIGNAL).known for v in carriers):
+            unmodelled[node.source_op] += 1
+        else:  # downstream of an unknown, or made from integers, which carry no signal
+            cut_off += 1
+    nodes = graph.folded + sum(1 for _ in graph.walk())
+    return Coverage(nodes, nodes - sum(unmodelled.values()), dict(sorted(unmodelled.items())),
+                    cut_off)  # fmt: skip
+
+
+def _carries_signal(graph: LayerGraph, node: Node) -> bool:
+    """Whether a node computes real numbers, rather than integers or truth values."""
+    if node.op in OPS and OPS[node.op].kind == "index":
+        return False
+    return any("float" in (graph.values[out].dtype or "") for out in node.outputs)

@@ -261,6 +261,15 @@ def _pow(step: Step) -> Signal:
     return UNKNOWN_SIGNAL
 
 
+@transfers("sqrt")
+def _sqrt(step: Step) -> Signal:
+    """E (√x)² = E x exactly; the mean of √x is not known from moments."""
+    x = step.signal(0)
+    if x.one_sided <= 0 or x.mean is None:
+        return Signal(roles=x.roles)
+    return Signal(None, x.mean, None, None, x.spread, (), 1, x.roles)
+
+
 @transfers("clip")
 def _clip(step: Step) -> Signal:
     low, high = step.constant(1), step.constant(2)

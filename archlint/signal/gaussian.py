@@ -97,10 +97,10 @@ def cdf_of(x: Floats) -> Floats:
 
 @lru_cache(maxsize=4096)
 def max_of_correlated(
-    count: int, correlation: float, rectified: bool
+    count: int, correlation: float, floor: float = -math.inf
 ) -> tuple[float, float, float]:
-    """(E y, E y², E y y′) of y = max of ``count`` standard normals with a common pairwise
-    correlation, or of relu(max); y′ belongs to another window with that same correlation to this
+    """(E y, E y², E y y′) of y = the maximum of ``count`` standard normals with a common pairwise
+    correlation c and of ``floor``; y′ belongs to another window with that same correlation to this
     one. Given the common part √c·u the maxima are independent: z_i = √c·u + √(1−c)·e_i.
     """
     c = min(max(correlation, 0.0), 1.0)
@@ -108,8 +108,8 @@ def max_of_correlated(
     density = w * count * cdf_of(x) ** (count - 1)  # of the maximum of independent e_i
     u, v = nodes_and_weights(())
     y = math.sqrt(c) * u[:, None] + math.sqrt(1 - c) * x[None, :]
-    if rectified:
-        y = np.maximum(y, 0.0)
+    if floor > -math.inf:
+        y = np.maximum(y, floor)
     given = y @ density
     first = float(np.dot(v, given))
     second = float(np.dot(v, (y * y) @ density))

@@ -88,18 +88,17 @@ def maximum(step: Step, count: int) -> Signal:
     variance = x.second_moment - x.mean**2
     if variance <= 1e-12 * x.second_moment:
         return step.signal(0)
-    if abs(x.mean) > 1e-6 * math.sqrt(x.second_moment) and rectified:
-        return Signal(roles=x.roles)  # the kink is off centre
     c = (x.position_correlation * x.second_moment - x.mean**2) / variance
-    first, second, pair = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), rectified)
     deviation = math.sqrt(variance)
+    floor = round(-x.mean / deviation, 6) if rectified else -math.inf
+    first, second, pair = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), floor)
     mean = x.mean + deviation * first
     total = x.mean**2 + 2 * x.mean * deviation * first + variance * second
     joint = x.mean**2 + 2 * x.mean * deviation * first + variance * pair
     between = None
     if x.sample_correlation is not None:
         c = (x.sample_correlation * x.second_moment - x.mean**2) / variance
-        _, _, other = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), rectified)
+        _, _, other = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), floor)
         between = correlated(
             x.mean**2 + 2 * x.mean * deviation * first + variance * min(other, pair), total
         )

@@ -1,13 +1,97 @@
-"""The abstract interpreter: signals from the inputs to the outputs, and gradients back."""
+"""The abstract interpreter: signals from the inputs to the outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 
-from archlint.graph.model import LayerGraph
-from archlint.signal.moments import Signal
+from archlint.graph.model import LayerGraph, Node, Value
+from archlint.graph.ops import OPS
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.transfer import TRANSFER, Step, of_constant, of_parameter
+
+_FAMILIES = ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
+             "recurrent")  # fmt: skip
+for _family in _FAMILIES:
+    import_module(f"archlint.signal.{_family}")
+
+# Ops after which an element is still a function of one element (up to its place) of the same
+# random tensor: two such tensors depend on each other beyond their means.
+_ELEMENTWISE = frozenset(
+    {"activation", "arithmetic", "layout", "random", "normalisation", "softmax"}
+)
+_MIXING = frozenset({"concat", "stack", "where", "index_put", "scatter_nd", "scatter_elements"})
+
+
+def of_input(value: Value) -> Signal:
+    """What is assumed of an input: independent N(0,1) elements, or integers that carry nothing."""
+    if value.dtype is None or "float" not in value.dtype:
+        return UNKNOWN_SIGNAL
+    rank = len(value.shape) if value.shape is not None else 0
+    roles: tuple[Role, ...] = ()
+    if rank >= 1:
+        middle: tuple[Role, ...] = tuple("position" for _ in range(rank - 2))
+        roles = ("sample", "feature", *middle) if rank != 3 else ("sample", "position", "feature")
+        roles = roles[:rank]
+    return Signal(0.0, 1.0, 0.0, 0.0, 0.0, (), 0, roles, gaussian=True)
 
 
 def propagate(graph: LayerGraph) -> Mapping[str, Signal]:
-    """The signal of every value of a graph, unknown where an op is not understood."""
-    raise NotImplementedError
+    """The signal of every value of a graph, unknown where an op is not understood.
+
+    One pass in execution order; cost linear in the number of nodes.
+    """
+    signals: dict[str, Signal] = {}
+    basis: dict[str, str] = {}
+    for value in graph.values.values():
+        if value.parameter is not None:
+            signals[value.id] = of_parameter(graph.parameters[value.parameter])
+        elif value.constant is not None:
+            signals[value.id] = of_constant(value.constant)
+    for id in graph.inputs:
+        signals[id] = of_input(graph.values[id])
+    for node in graph.nodes:
+        _follow(graph, node, signals, basis)
+    return signals
+
+
+def _follow(
+    graph: LayerGraph, node: Node, signals: dict[str, Signal], basis: dict[str, str]
+) -> None:
+    """Add the signals of a node's outputs."""
+    transfer = TRANSFER.get(node.op)
+    results: tuple[Signal, ...] = ()
+    if transfer is not None:
+        found = transfer(Step(graph, node, signals, basis))
+        results = (found,) if isinstance(found, Signal) else tuple(found)
+    for i, out in enumerate(node.outputs):
+        signals[out] = results[i] if i < len(results) else UNKNOWN_SIGNAL
+    first = node.inputs[0] if node.inputs else None
+    known = node.op in OPS and OPS[node.op].kind in _ELEMENTWISE and node.op not in _MIXING
+    if first is None or not known or _picks_features(node, signals[first]):
+        return
+    source = _source(graph, node, signals)
+    if source is not None:
+        basis.update((out, basis.get(source, source)) for out in node.outputs)
+
+
+def _picks_features(node: Node, x: Signal) -> bool:
+    """Whether a node takes some features: two such parts are different elements."""
+    if node.op == "split" or node.op == "select_index":
+        axes: object = (node.attributes["axis"],)
+    elif node.op == "slice":
+        axes = node.attributes["axes"]
+    else:
+        return False
+    if not isinstance(axes, tuple):
+        return False
+    return any(a < len(x.roles) and x.roles[a] == "feature" for a in axes if isinstance(a, int))
+
+
+def _source(graph: LayerGraph, node: Node, signals: Mapping[str, Signal]) -> str | None:
+    """The one input that an elementwise node's output is a function of; None where it mixes two."""
+    carriers = [
+        v for v in node.inputs
+        if v is not None and graph.values[v].parameter is None and graph.values[v].constant is None
+    ]  # fmt: skip
+    return carriers[0] if len(carriers) == 1 else None

@@ -1,0 +1,310 @@
+"""Ops that move elements: what they do to roles, and to moments where they mix parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.transfer import Step, correlated, known_size, merged_groups, product, transfers
+
+Shape = tuple[int | None, ...]
+
+
+@transfers("identity", "cast", "flip", "roll", "triangle", "channel_shuffle", "sort",
+           "scatter_elements", "scatter_nd", "index_put", "compress", "dynamic_slice",
+           "weight_norm")  # fmt: skip
+def _same(step: Step) -> tuple[Signal, ...]:
+    """The elements stay what they are; further outputs hold positions."""
+    x = step.signal(0)
+    shape, out = step.shape(0), step.out_shape()
+    if step.node.op in ("flip", "roll", "triangle", "sort") or shape != out:
+        x = x.but(profile={})
+    return (x, *(UNKNOWN_SIGNAL for _ in step.node.outputs[1:]))
+
+
+def reshaped_roles(before: Shape | None, after: Shape | None, roles: tuple[Role, ...]
+                   ) -> tuple[Role, ...]:  # fmt: skip
+    """The roles of the dimensions after a reshape.
+
+    Dimensions are matched from the left in groups of equal size. A group of one role passes it on;
+    one that merges samples with something else counts as samples, one that merges features with
+    positions (a flattened map) as features.
+    """
+    if before is None or after is None or len(roles) != len(before) or None in (*before, *after):
+        return ()
+    result: list[Role] = []
+    i = j = 0
+    old = [n or 0 for n in before]
+    new = [n or 0 for n in after]
+    while i < len(old) or j < len(new):
+        first_i, first_j = i, j
+        left = right = 1
+        if i < len(old):
+            left *= old[i]
+            i += 1
+        if j < len(new):
+            right *= new[j]
+            j += 1
+        while left != right:
+            if left < right:
+                if i == len(old):
+                    return ()
+                left *= old[i]
+                i += 1
+            else:
+                if j == len(new):
+                    return ()
+                right *= new[j]
+                j += 1
+        group = [roles[k] for k in range(first_i, i) if old[k] != 1] or list(roles[first_i:i])
+        result += [_merged(group, result) for _ in range(first_j, j)]
+    return tuple(result)
+
+
+def _merged(group: Sequence[Role], before: Sequence[Role]) -> Role:
+    if not group:  # a new dimension of size one
+        return before[-1] if before and before[-1] != "sample" else "position"
+    if "sample" in group:
+        return "sample"
+    return "feature" if "feature" in group else "position"
+
+
+@transfers("reshape")
+def _reshape(step: Step) -> Signal:
+    x, before, after = step.signal(0), step.shape(0), step.out_shape()
+    roles = reshaped_roles(before, after, x.roles)
+    flattened = "position" in x.roles and "position" not in roles
+    profile = {}
+    if before is not None and after is not None and not flattened:
+        kept = {n: axis for axis, n in enumerate(after) if after.count(n) == 1}
+        profile = {kept[before[a]]: p for a, p in x.profile.items()
+                   if before.count(before[a]) == 1 and before[a] in kept}  # fmt: skip
+    # Without a position left, "two positions of one sample" are one.
+    return x.but(roles=roles, profile=profile,
+                 position_correlation=1.0 if flattened else x.position_correlation)  # fmt: skip
+
+
+@transfers("transpose")
+def _transpose(step: Step) -> Signal:
+    x, order = step.signal(0), step.ints("permutation")
+    roles = tuple(x.roles[a] for a in order) if len(x.roles) == len(order) else ()
+    back = {a: i for i, a in enumerate(order)}
+    return x.but(roles=roles, profile={back[a]: p for a, p in x.profile.items()})
+
+
+@transfers("expand", "tile")
+def _expand(step: Step) -> Signal:
+    """Copies: along a widened axis of positions or samples all elements are equal."""
+    x, before, after = step.signal(0), step.shape(0), step.out_shape()
+    if before is None or after is None:
+        return x.but(roles=(), profile={})
+    lead = len(after) - len(before)
+    new: tuple[Role, ...] = ("sample", "position") if lead > 1 else ("sample",)
+    roles = (*(new[:lead] + ("position",) * max(lead - len(new), 0)), *x.roles)
+    positions, samples = x.position_correlation, x.sample_correlation
+    if lead and "sample" not in x.roles:
+        samples = 1.0
+    for axis, role in enumerate(x.roles):
+        n = before[axis]
+        if n == 1 and after[axis + lead] != 1:
+            if role == "position" and x.roles.count("position") == 1:
+                positions = 1.0
+            if role == "sample":
+                samples = 1.0
+    return x.but(roles=tuple(roles) if len(roles) == len(after) else (), profile={},
+                 position_correlation=positions, sample_correlation=samples)  # fmt: skip
+
+
+@transfers("concat", "stack")
+def _concat(step: Step) -> Signal:
+    """The size-weighted mean of the parts' moments."""
+    parts = [step.signal(i) for i in range(len(step.node.inputs))]
+    axis = int(step.number("axis"))
+    sizes: list[int] = []
+    for i in range(len(parts)):
+        size = known_size(step.shape(i), (axis,)) if step.node.op == "concat" else 1
+        if size is None:
+            return UNKNOWN_SIGNAL
+        sizes.append(size)
+    kept = [(p, n) for p, n in zip(parts, sizes, strict=True) if n > 0]
+    out = step.out_shape()
+    lead = max((p for p, _ in kept), key=lambda p: len(p.roles), default=UNKNOWN_SIGNAL)
+    roles = lead.roles
+    if step.node.op == "stack" or (out is not None and len(roles) != len(out)):
+        roles = (*roles[:axis], "position", *roles[axis:]) if out and len(roles) + 1 == len(
+            out) else ()  # fmt: skip
+    if not kept or any(p.second_moment is None for p, _ in kept):
+        return Signal(roles=roles)
+    return weighted_mean(kept, roles, over_positions=bool(roles) and axis < len(roles)
+                         and roles[axis] == "position")  # fmt: skip
+
+
+def weighted_mean(
+    parts: Sequence[tuple[Signal, int]], roles: tuple[Role, ...], over_positions: bool = False
+) -> Signal:
+    """The moments of tensors side by side. Parts side by side along positions are uncorrelated but
+    for their means."""
+    total = sum(n for _, n in parts)
+    shares = [(p, n / total) for p, n in parts]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        if any(v is None for v in values):
+            return None
+        return sum(v * s for v, (_, s) in zip(values, shares, strict=True) if v is not None)
+
+    second = mean([p.second_moment for p, _ in parts])
+    first = mean([p.mean for p, _ in parts])
+    inside = mean([product(p.position_correlation, p.second_moment) for p, _ in parts])
+    between = mean([product(p.sample_correlation, p.second_moment) for p, _ in parts])
+    if over_positions and inside is not None:
+        means = [p.mean for p, _ in parts]
+        if any(m is None for m in means):
+            inside = None
+        else:
+            inside = 0.0
+            for i, (p, s) in enumerate(shares):
+                for j, (q, t) in enumerate(shares):
+                    pair = (product(p.position_correlation, p.second_moment) if i == j
+                            else (p.mean or 0.0) * (q.mean or 0.0))  # fmt: skip
+                    inside += s * t * (pair or 0.0)
+    sides = {p.one_sided for p, _ in parts}
+    spreads = mean([p.spread for p, _ in parts])
+    first_part = parts[0][0]
+    profile = {
+        axis: values for axis, values in first_part.profile.items()
+        if not over_positions and all(axis in p.profile and p.profile[axis].size == values.size
+                                      for p, _ in parts)
+    }  # fmt: skip
+    if profile and second:
+        profile = {
+            axis: sum(((p.second_moment or 0.0) * s / second * p.profile[axis]
+                       for p, s in shares), np.zeros(values.size))
+            for axis, values in profile.items()
+        }  # fmt: skip
+    return Signal(first, second, correlated(inside, second), correlated(between, second), spreads,
+                  merged_groups(*(p.odd_in for p, _ in parts)),
+                  sides.pop() if len(sides) == 1 else 0, roles, profile,
+                  all(p.gaussian for p, _ in parts))  # fmt: skip
+
+
+def _part(step: Step, axes: Sequence[int]) -> Signal:
+    """A part of a tensor along some axes: the profile of those axes is lost."""
+    x = step.signal(0)
+    return x.but(profile={a: p for a, p in x.profile.items() if a not in axes})
+
+
+@transfers("split")
+def _split(step: Step) -> tuple[Signal, ...]:
+    part = _part(step, [int(step.number("axis"))])
+    return tuple(part for _ in step.node.outputs)
+
+
+@transfers("slice")
+def _slice(step: Step) -> Signal:
+    return _part(step, step.ints("axes"))
+
+
+@transfers("windows")
+def _windows(step: Step) -> Signal:
+    x = _part(step, [int(step.number("axis"))])
+    return x.but(roles=(*x.roles, "position") if x.roles else ())
+
+
+@transfers("select_index")
+def _select_index(step: Step) -> Signal:
+    """One entry of an axis. Without a position left, two positions of one sample are one."""
+    axis = int(step.number("axis"))
+    x = _part(step, [axis])
+    roles = tuple(r for a, r in enumerate(x.roles) if a != axis)
+    profile = {a - (a > axis): p for a, p in x.profile.items()}
+    gone = "position" in x.roles and "position" not in roles
+    return x.but(roles=roles, profile=profile,
+                 position_correlation=1.0 if gone else x.position_correlation)  # fmt: skip
+
+
+@transfers("gather", "gather_elements", "gather_nd", "topk", "diagonal")
+def _gather(step: Step) -> tuple[Signal, ...]:
+    """Entries picked by integers that do not depend on the elements keep their moments; the
+    greatest k do not."""
+    x = step.signal(0)
+    more = tuple(UNKNOWN_SIGNAL for _ in step.node.outputs[1:])
+    if step.node.op == "topk":
+        return (Signal(roles=x.roles), *more)
+    out = step.out_shape()
+    roles = x.roles if out is not None and len(x.roles) == len(out) else ()
+    if step.node.op == "gather" and out is not None and not roles and x.roles:
+        axis, extra = int(step.number("axis")), len(out) - len(x.roles) + 1
+        if extra >= 0:
+            roles = (*x.roles[:axis], *((x.roles[axis],) * extra), *x.roles[axis + 1 :])
+    return (x.but(profile={}, roles=roles), *more)
+
+
+@transfers("depth_to_space", "space_to_depth", "unfold", "fold")
+def _blocks(step: Step) -> Signal:
+    """Blocks of positions become channels or back; overlapping folds add."""
+    x, out = step.signal(0), step.out_shape()
+    if step.node.op == "fold":
+        return UNKNOWN_SIGNAL
+    if step.node.op == "unfold":
+        return x.but(roles=("sample", "feature", "position"), profile={})
+    roles = x.roles if out is not None and len(x.roles) == len(out) else ()
+    return x.but(profile={}, roles=roles)
+
+
+@transfers("pad")
+def _pad(step: Step) -> Signal:
+    """Zeros take their share of the mean square; other modes repeat what is there."""
+    x, shape, out = step.signal(0), step.shape(0), step.out_shape()
+    padding = step.ints("padding")
+    if shape is None or out is None or None in shape or None in out:
+        return UNKNOWN_SIGNAL
+    if str(step.attribute("mode")) != "constant":
+        return x.but(profile={})
+    value = step.constant(1)
+    if value is not None and value.size and float(value.reshape(-1)[0]) != 0.0:
+        return UNKNOWN_SIGNAL
+    profile = dict(x.profile)
+    share = 1.0
+    rank = len(shape)
+    for axis in range(rank):
+        begin, end = padding[axis], padding[rank + axis]
+        size = shape[axis] or 0
+        if begin == end == 0:
+            continue
+        before = profile.get(axis, np.ones(size))
+        if begin < 0 or end < 0 or before.size != size:
+            profile.pop(axis, None)
+        else:
+            padded = np.pad(before, (begin, end))
+            profile[axis] = padded / padded.mean() if padded.mean() > 0 else padded
+        share *= min(size / max(size + begin + end, 1), 1.0)
+    return x.but(mean=product(x.mean, share), second_moment=product(x.second_moment, share),
+                 position_correlation=product(x.position_correlation, share),
+                 profile=profile)  # fmt: skip
+
+
+@transfers("full")
+def _full(step: Step) -> Signal:
+    value = step.number("value")
+    rank = len(step.out_shape() or ())
+    roles: tuple[Role, ...] = tuple("feature" for _ in range(rank))
+    if not math.isfinite(value):
+        return Signal(roles=roles)
+    return Signal(value, value**2, 1.0, 1.0, 0.0, (), int(value > 0) - int(value < 0), roles)
+
+
+@transfers("cumsum")
+def _cumsum(step: Step) -> Signal:
+    """Over positions with correlation c the n-th sum has E s² = E x²·(n + n(n−1)c)."""
+    x, shape, axis = step.signal(0), step.shape(0), int(step.number("axis"))
+    n = known_size(shape, (axis,))
+    c = x.position_correlation if x.roles and x.roles[axis] == "position" else None
+    if n is None or c is None or x.second_moment is None or x.mean is None:
+        return Signal(roles=x.roles)
+    count = np.arange(1, n + 1, dtype=np.float64)
+    second = x.second_moment * float((count + count * (count - 1) * c).mean())
+    return x.but(mean=x.mean * (n + 1) / 2, second_moment=second, position_correlation=None,
+                 sample_correlation=None, profile={})  # fmt: skip
