@@ -37,7 +37,9 @@ def block(matrix: Array) -> Matrix:
     else:
         most = (_ROWS, _COLUMNS)
     part = matrix[_spread(rows, most[0])][:, _spread(columns, most[1])]
-    return np.ascontiguousarray(part, dtype=np.float32)
+    copied = np.ascontiguousarray(part, dtype=np.float32)
+    finite = np.isfinite(copied)
+    return copied if finite.all() else np.where(finite, copied, np.float32(0.0))
 
 
 def _spread(n: int, most: int) -> slice:
@@ -143,9 +145,16 @@ def orthogonality(matrix: Array) -> float | None:
     norm = float(norms.mean())
     if norm <= 0.0 or not math.isfinite(norm):
         return None
-    # The QR of single precision leaves errors of some 1e-6; half precision of some 1e-3.
-    rounding = 1e-4 if matrix.dtype.itemsize >= 4 else 2e-2
-    if float(np.max(np.abs(gram - norm * np.eye(len(few))))) > rounding * norm:
+    # QR in single precision leaves some 1e-6. Rounding to half precision moves each entry by up to
+    # 2^-9 of itself, so products of rows by far less than the 1/√n of independent rows.
+    single = matrix.dtype.itemsize >= 4
+    if not single and len(few) < 4:
+        return None
+    rounding = 1e-5 if single else 0.05 / math.sqrt(few.shape[1])
+    cosines = gram / norm - np.diag(norms / norm)
+    if float(np.max(np.abs(cosines))) > rounding:
+        return None
+    if float(np.max(np.abs(norms / norm - 1.0))) > (1e-5 if single else 2e-3):
         return None
     # Sparse rows are orthogonal by accident: eye and dirac have laws of their own.
     if float(np.mean(few == 0.0)) > 0.5:

@@ -38,6 +38,7 @@ BROADCAST = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Sum", "Mean", "Max", 
 COMPARE = frozenset(
     {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor"}
 )
+_REAL = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
 
 def infer(
@@ -52,6 +53,14 @@ def infer(
     """
     name = node.op_type
     first = inputs[0] if inputs else None
+    if name in _REAL and node.domain in ("", "ai.onnx"):
+        # The activations are read as real numbers, which the integer operator's own rule refuses.
+        real = onnx.NodeProto()
+        real.CopyFrom(node)
+        real.op_type = _REAL[name]
+        del real.input[2:]
+        pair: list[Typed | None] = [t and (t[0], "float32") for t in inputs[:2]]
+        return _by_onnx(real, pair, lambda i: None, opsets)
     if node.domain in ("", "ai.onnx") and first is not None and len(node.output) == 1:
         if name in SAME:
             return [first]

@@ -83,9 +83,10 @@ def _mean_square(graph: Rewriter, value: str | None) -> _Spread | str:
         node = graph.producer(value)
         if node is None:
             return "the statistic is an input"
-        if node.op in ("relu", "abs"):  # guards a difference of moments against rounding
-            value = node.inputs[0]
-        elif node.op == "reshape" and graph.made_by(node.inputs[0], "relu", "abs", "sub"):
+        # relu and abs guard a difference of moments against rounding
+        if node.op in ("relu", "abs") or (
+            node.op == "reshape" and graph.made_by(node.inputs[0], "relu", "abs", "sub")
+        ):
             value = node.inputs[0]
         elif (scaled := graph.times(node)) is not None and node.op != "neg":
             value, factor = scaled[0], factor * scaled[1]

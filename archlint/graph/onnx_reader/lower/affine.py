@@ -164,10 +164,13 @@ def _conv_transpose(c: Call) -> None:
 # --------------------------------------------------------------------------- embeddings
 
 
+_TABLES = ("float32", "float16", "bfloat16", "float64", "int8", "uint8")
+
+
 @lowers("Gather")
 def _gather(c: Call) -> None:
     axis = int(c.get("axis", 0))
-    if c.is_known(0) and axis == 0 and c.rank(0) == 2 and "float" in (c.dtype(0) or ""):
+    if c.is_known(0) and axis == 0 and c.rank(0) == 2 and c.dtype(0) in _TABLES:
         c.emit("embedding", [c.value(1), c.weight(0)])
         return
     rank = c.rank(0)

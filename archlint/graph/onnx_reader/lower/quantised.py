@@ -86,6 +86,13 @@ def _dequantize(c: Call) -> None:
     if c.is_known(0) and c.is_known(1):
         c.alias(0, real_weight(c, 0, 1, 2, int(c.get("axis", 1))))
         return
+    lookup = next((n for n in c.reader.builder.nodes[-8:] if c.value(0) in n.outputs), None)
+    if lookup is not None and lookup.op == "embedding" and c.scalar(1) is not None:
+        ids, table = lookup.inputs  # rows of 8 bits: dequantise the table instead of its rows
+        c.ins[0] = table
+        real = real_weight(c, 0, 1, 2, 1)
+        c.emit("embedding", [ids, real], typed=(c.outs[0][0], "float32"))
+        return
     c.emit("dequantize", [c.value(0), c.value(1), c.optional(2)], typed=(c.shape(0), "float32"),
            axis=int(c.get("axis", 1)))  # fmt: skip
 
