@@ -10,7 +10,7 @@ from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, UNKNOWN
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.propagate import propagate
-from archlint.signal.structure import Segment, Trunk, find_segments, find_trunks
+from archlint.signal.structure import Segment, Trunk, find_structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,8 @@ class Analysis:
 def analyse(graph: LayerGraph) -> Analysis:
     """Propagate signals through a graph and find its structure (design: the signal engine)."""
     signals = propagate(graph)
-    return Analysis(
-        graph,
-        signals,
-        find_segments(graph, signals),
-        find_trunks(graph, signals),
-        coverage(graph, signals),
-    )
+    structure = find_structure(graph, signals)
+    return Analysis(graph, signals, structure.segments, structure.trunks, coverage(graph, signals))
 
 
 def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:

@@ -1,0 +1,183 @@
+"""Spread: how much the squared length and the squared gradient vary from one draw to the next.
+
+β = Var ln M over initializations. A layer of n neurons multiplies M by a random factor whose
+variance of the logarithm is about κ/n, κ = E φ⁴/(E φ²)² − 1: 5 for ReLU, 2 for a linear map
+(Hanin & Rolnick 2018; Hanin & Nica 2018: ln M ~ N(−β/2, β), β = 5 Σ 1/n). For narrow layers the
+law is computed exactly: of n Gaussian pre-activations B ~ Bin(n, ½) are positive, and n·M/2 is a χ²
+of B degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from archlint.initialization.distribution import Distribution
+from archlint.signal.activations import IDENTITY, Activation
+
+Floats = npt.NDArray[np.float64]
+
+_EXACT_BELOW = 512  # neurons up to which the sum over the number of positive ones is written out
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What one layer adds: Var ln of its factor on the squared length (``forward``) and on the
+    squared gradient, and the elasticity d ln M_after/d ln M_before that carries on what was."""
+
+    forward: float
+    gradient: float
+    elasticity: float
+
+
+def layer_spread(
+    phi: Activation | None,
+    q: float,
+    mean: float,
+    width: int,
+    bias_share: float,
+    law: Distribution | None,
+    fan_in: float,
+    correlation: float | None = 1.0,
+    positions: int = 1,
+) -> Shares | None:
+    """The spread that one layer adds; None where that is not known.
+
+    ``phi`` follows the layer (None: nothing does), ``q`` = E z² and ``mean`` = E z of the
+    pre-activation, ``bias_share`` of q is the bias's. ``width`` is the number of channels.
+    ``correlation`` of the layer's input between positions, over ``positions`` outputs, decides how
+    many independent places a convolution averages over (theory: patch angles).
+    """
+    phi = phi or IDENTITY
+    if q <= 0 or width < 1 or correlation is None or (law is not None and not law.random):
+        return None
+    m = phi.moments(mean, max(q - mean * mean, 0.0))
+    if not (m.second_moment > 0 and math.isfinite(m.kappa)):
+        return None
+    elasticity = 1.0
+    if not phi.homogeneous or bias_share:
+        elasticity = q * phi.map_slope(q) / phi.map(q) * (1 - min(bias_share, 1.0))
+    slope = _negative_slope(phi)
+    same = _shared(phi, correlation, positions)
+    orthogonal = law is not None and law.family == "orthogonal"
+    if slope is not None:
+        own = variance_of_log(width, slope)
+        if orthogonal:
+            own *= _orthogonal_share(m.kappa, width, fan_in)
+        return Shares(own * same, own * same, elasticity)
+    forward = trigamma(width / max(m.kappa, 1e-9)) if m.kappa > 0 else 0.0
+    kappa = m.kappa_gradient
+    backward = trigamma(width / kappa) if math.isfinite(kappa) and kappa > 0 else 0.0
+    return Shares(forward * same, backward * same, elasticity)
+
+
+def _negative_slope(phi: Activation) -> float | None:
+    """The slope below zero of a piecewise linear φ with slope 1 above; None for another φ."""
+    if not phi.homogeneous:
+        return None
+    above, below = phi.function(np.array([1.0, -1.0]))
+    return -float(below) if above == 1.0 and abs(below) <= 1.0 else None
+
+
+def _orthogonal_share(kappa: float, width: int, fan_in: float) -> float:
+    """Orthogonal over independent weights: the factor N/(N+2)·(1 + κ/n) − 1 over κ/n, with N the
+    greater side: (3/(n + 2))/(5/n) for a square ReLU layer."""
+    n, greater = width, max(width, fan_in)
+    return max((greater / (greater + 2) * (1 + kappa / n) - 1) / (kappa / n), 0.0)
+
+
+def _shared(phi: Activation, correlation: float, positions: int) -> float:
+    """V/κ of a convolution: the mean over pairs of positions of [(2/π)J₂(θ) − 1]/5 for ReLU, with
+    J₂(θ) = 3 sin θ cos θ + (π − θ)(1 + 2cos²θ) (Cho & Saul 2009) and cos θ the correlation of
+    the patches; cos²θ for a linear map."""
+    if positions <= 1:
+        return 1.0
+    c = min(max(correlation, -1.0), 1.0)
+    if phi.odd and phi.homogeneous:
+        pair = c * c
+    else:
+        theta = math.acos(c)
+        j2 = 3 * math.sin(theta) * c + (math.pi - theta) * (1 + 2 * c * c)
+        pair = max((2 / math.pi * j2 - 1) / 5, 0.0)
+    return 1 / positions + (1 - 1 / positions) * pair
+
+
+@lru_cache(maxsize=4096)
+def variance_of_log(width: int, slope: float = 0.0) -> float:
+    """Var ln of (1/n)Σφ(z_i)², z_i ~ N(0, 1) independent, φ with a slope below zero; given that
+    not all are zero.
+
+    Given B positive ones the sum is χ²_B + s²χ²_{n−B}; with the moments of that sum matched by a
+    scaled χ² of ν degrees of freedom (exact at s = 0, ±1) the total variance of the logarithm is
+    E ψ₁(ν/2) + Var(ψ(ν/2) + ln(sum's mean·2/ν)).
+    """
+    s2 = slope * slope
+    if s2 == 1.0:
+        return trigamma(width / 2)
+    if width > _EXACT_BELOW:  # the expansion's next term is below a hundredth of this
+        kappa = 6 * (1 + s2 * s2) / (1 + s2) ** 2 - 1
+        return kappa / width * (1 + 3.7 * kappa / 5 / width)
+    b = np.arange(0 if s2 else 1, width + 1, dtype=np.float64)
+    choose = np.array([math.lgamma(width + 1) - math.lgamma(k + 1) - math.lgamma(width - k + 1)
+                       for k in b])  # fmt: skip
+    weight = np.exp(choose - width * math.log(2))
+    weight /= weight.sum()
+    mean = b + s2 * (width - b)
+    half = mean**2 / (b + s2 * s2 * (width - b)) / 2
+    expected = digamma_of(half) + np.log(mean / half)
+    centre = float(weight @ expected)
+    return float(weight @ trigamma_of(half)) + float(weight @ (expected - centre) ** 2)
+
+
+def median_loss(beta: float) -> float:
+    """How many decades of squared length a typical draw loses against the mean: β/2 in ln."""
+    return beta / 2 / math.log(10)
+
+
+def chance_of_loss(beta: float, factor: float = 10.0) -> float:
+    """P(M < E M/factor) for ln M ~ N(−β/2, β)."""
+    if beta <= 0:
+        return 0.0
+    return math.erfc((math.log(factor) - beta / 2) / math.sqrt(2 * beta)) / 2
+
+
+def dead_probability(widths: tuple[int, ...]) -> float:
+    """P(some ReLU layer without bias is off as a whole) = 1 − Π(1 − 2^−n)."""
+    alive = 1.0
+    for n in widths:
+        alive *= 1 - 2.0 ** -min(n, 1000)
+    return 1 - alive
+
+
+# --------------------------------------------------------------------------- ψ and ψ₁
+
+_SHIFT = 8  # arguments are raised past this by ψ(x) = ψ(x + 1) − 1/x before the expansion
+
+
+def digamma_of(x: Floats) -> Floats:
+    """ψ for positive arguments, to 1e-12."""
+    low = sum((1 / (x + k) for k in range(_SHIFT)), np.zeros_like(x))
+    y = x + _SHIFT
+    r = 1 / (y * y)
+    return np.asarray(
+        np.log(y) - 0.5 / y - r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r / 132))))
+        - low, np.float64)  # fmt: skip
+
+
+def trigamma_of(x: Floats) -> Floats:
+    """ψ₁ for positive arguments, to 1e-12."""
+    low = sum((1 / (x + k) ** 2 for k in range(_SHIFT)), np.zeros_like(x))
+    y = x + _SHIFT
+    r = 1 / (y * y)
+    return np.asarray(
+        (1 + 0.5 / y + r * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * 5 / 66))))) / y
+        + low, np.float64)  # fmt: skip
+
+
+def trigamma(x: float) -> float:
+    """ψ₁ of a positive number."""
+    return float(trigamma_of(np.array([x]))[0])
