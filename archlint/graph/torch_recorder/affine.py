@@ -61,7 +61,7 @@ def matmul(c: Call, input: V, mat2: V | None = None, other: V | None = None) -> 
 @lowering("rmatmul")
 def rmatmul(c: Call, input: V, other: V) -> V:
     """The operator with its operands exchanged."""
-    return matmul(c, other, input)
+    return matmul(c, other, input)  # type: ignore[no-any-return]
 
 
 @lowering("addmm", "baddbmm", "addbmm", "addmv")
@@ -164,9 +164,9 @@ def convolution(
 ) -> V:
     """The dispatcher's convolution, of either direction."""
     if transposed:
-        return conv_transpose(
+        return conv_transpose(  # type: ignore[no-any-return]
             c, input, weight, bias, stride, padding, output_padding, groups, dilation
-        )  # type: ignore[no-any-return]
+        )
     return conv(c, input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from archlint.graph.torch_recorder.layout import bounds, inverse_of, replaced
-from archlint.graph.torch_recorder.lowering import Call, NotModelled, V, lowering
+from archlint.graph.torch_recorder.lowering import (
+    Call,
+    NotModelled,
+    V,
+    broadcast_shape,
+    lowering,
+)
 
 
 def _entries(c: Call, index: Any, rank: int) -> list[Any]:
@@ -42,10 +48,10 @@ def _listed(c: Call, entry: Any) -> Any:
 def getitem(c: Call, input: V, index: Any) -> V:
     """``x[index]``."""
     entries = _entries(c, index, input.rank)
-    x, axis, new, tensors = input, 0, [], []
+    x, axis = input, 0
+    tensors: list[tuple[int, V]] = []
     for entry in entries:  # integers and slices first, they leave the rest as it is
         if entry is None:
-            new.append(axis)
             shape = (*x.shape[:axis], 1, *x.shape[axis:])
             x = c.reshape(x, shape)
             axis += 1
@@ -82,7 +88,7 @@ def _gathered(c: Call, x: V, tensors: Sequence[tuple[int, V]]) -> V:
     if any(i.dtype == "bool" for _, i in tensors):
         raise NotModelled("masks among index tensors")
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
-    lead = tuple(torch.broadcast_shapes(*(i.shape for _, i in tensors)))
+    lead = tuple(broadcast_shape(*(i.shape for _, i in tensors)))
     parts = []
     for _, index in tensors:
         wide = c.expand(c.cast(index, "int64"), lead)
@@ -217,7 +223,8 @@ def index_put(
 @lowering("index")
 def index(c: Call, input: V, indices: Sequence[V | None]) -> V:
     """The dispatcher's indexing: None for an axis taken whole."""
-    return getitem(c, input, tuple(slice(None) if i is None else i for i in indices))
+    entries = tuple(slice(None) if i is None else i for i in indices)
+    return getitem(c, input, entries)  # type: ignore[no-any-return]
 
 
 @lowering("index_select")
@@ -311,7 +318,7 @@ def index_add(c: Call, input: V, dim: int, index: V, source: Any, alpha: float =
 @lowering("masked_select")
 def masked_select(c: Call, input: V, mask: V) -> V:
     """The elements where a mask is true."""
-    shape = tuple(torch.broadcast_shapes(input.shape, mask.shape))
+    shape = tuple(broadcast_shape(input.shape, mask.shape))
     return _masked(c, c.expand(input, shape), c.expand(mask, shape), 0)
 
 

@@ -82,6 +82,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def broadcast_shape(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape that several broadcast to."""
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
 @lru_cache(maxsize=1024)
 def _names_of(function: Lower) -> frozenset[str]:
     return frozenset(signature(function).parameters)
@@ -254,9 +259,15 @@ class Lowerer:
     """Walks the fx graph once."""
 
     def __init__(
-        self, recording: Recording, name: str, mode: Mode, laws: Mapping[str, Law] | None
+        self,
+        recording: Recording,
+        name: str,
+        mode: Mode,
+        laws: Mapping[str, Law] | None,
+        assume_training: bool = False,
     ) -> None:
         self.recording, self.laws = recording, laws or {}
+        self.assume_training = assume_training
         self.builder = GraphBuilder(name, mode, "torch")
         self.env: dict[fx.Node, Any] = {}
         self.version: dict[fx.Node, int] = {}
@@ -356,7 +367,8 @@ class Lowerer:
 
     def _outputs(self, node: fx.Node) -> list[str]:
         found: list[str] = []
-        for part in fx.node.map_arg(node.args[0], self.read):  # type: ignore[arg-type]
+        parts: Any = fx.node.map_arg(node.args[0], self.read)
+        for part in parts:
             if isinstance(part, V):
                 found.append(self.id_of(part))
         return list(dict.fromkeys(found))
@@ -476,7 +488,7 @@ class Lowerer:
         raise AssertionError(f"{node} takes a part of one value")
 
     def _arguments(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], Any]:
-        args, kwargs = fx.node.map_arg((args, kwargs), self.read)  # type: ignore[arg-type]
+        args, kwargs = fx.node.map_arg((args, kwargs), self.read)
         return tuple(args), dict(kwargs)
 
     def _unknown(self, call: Call, args: Any, kwargs: Any) -> Any:
@@ -560,7 +572,8 @@ def _renamed(function: Lower, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _call_name(node: fx.Node) -> Name:
     if node.target is getattr:
         return Name(str(node.args[1]))
-    return name_of(node.target)  # type: ignore[arg-type]
+    target: Any = node.target
+    return name_of(target)
 
 
 def _as_numpy(elements: Tensor) -> Any:
@@ -595,9 +608,14 @@ def lower(
     name: str = "model",
     mode: Mode = "train",
     laws: Mapping[str, Law] | None = None,
+    assume_training: bool = False,
 ) -> LayerGraph:
-    """The layer graph of a recording. ``laws`` maps a parameter's name to law, site, clone."""
-    return Lowerer(recording, name, mode, laws).run()
+    """The layer graph of a recording. ``laws`` maps a parameter's name to law, site, clone.
+
+    ``assume_training`` is for graphs that were exported in evaluation: their norms are meant as
+    training runs them where ``mode`` is ``train``.
+    """
+    return Lowerer(recording, name, mode, laws, assume_training).run()
 
 
 def known(name: str) -> bool:

@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from archlint.finding import Site
 from archlint.graph.sites import calling_site, constructor_site, origin_of
 from archlint.graph.torch_recorder.names import Name, name_of
+from archlint.graph.torch_recorder.replay import Place, replay, tells_places
 
 Device = Literal["meta", "cpu"]
 
@@ -271,6 +272,7 @@ class Recorder(TorchFunctionMode):
         self.notes: dict[str, None] = {}
         self.inside = False  # whether a recorded call is being executed
         self.stack: list[tuple[str, nn.Module]] = []
+        self.place: Place | None = None  # where a traced graph's call comes from
         self.paths = {id(m): name for name, m in model.named_modules()}
         self.state: dict[int, tuple[str, bool]] = {}
         for name, parameter in model.named_parameters():
@@ -335,14 +337,22 @@ class Recorder(TorchFunctionMode):
         elements = getattr(tensor, "_archlint_elements", None)
         if elements is None and tensor.device.type != "meta" and not tensor.is_sparse:
             elements = tensor.detach()
+            if elements.numel() <= CONSTANT_LIMIT:
+                elements = elements.clone()  # a write of the program must not reach the model
         if elements is not None and elements.numel() <= CONSTANT_LIMIT:
             self.known[id(tensor)] = elements
             if self.device == "meta":
                 self.known[id(self.twin(tensor))] = elements
             node.meta["constant"] = elements
 
+    def at(self, place: Place | None) -> None:
+        """Say where the next calls come from, if a traced graph is run that tells."""
+        self.place = place
+
     def where(self) -> tuple[str, str]:
         """Path and class name of the module being called."""
+        if self.place is not None:
+            return self.place.module, self.place.module_type
         if not self.stack:
             return "", ""
         path, module = self.stack[-1]
@@ -350,6 +360,8 @@ class Recorder(TorchFunctionMode):
 
     def site(self) -> Site | None:
         """The place to show for a call: the user's line, or a layer's constructor call."""
+        if self.place is not None:
+            return self.place.site
         module = self.stack[-1][1] if self.stack else None
         if module is not None:
             owner = origin_of(
@@ -714,18 +726,18 @@ class Recorder(TorchFunctionMode):
             finally:
                 recorder.stack.pop()
 
-        nn.Module.__call__ = call  # type: ignore[method-assign,assignment]
+        nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
-class _Dispatcher(TorchDispatchMode):
+class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Catches what reaches the dispatcher without a call of torch's Python API."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -852,7 +864,10 @@ def record_forward(
         args = tuple(_replace(position_names[i], a, enter) for i, a in enumerate(args))
         kwargs = {k: _replace(k, v, enter) for k, v in kwargs.items()}
         with _eager(), recorder.modules(), _Dispatcher(recorder), recorder:
-            result = model(*args, **kwargs)
+            if isinstance(model, fx.GraphModule) and tells_places(model):
+                result = replay(model, args, kwargs, recorder.at)
+            else:
+                result = model(*args, **kwargs)
         outputs = [tensor for _, tensor in tensors_in(result)]
         recorder.graph.output(tuple(recorder.node(t) for t in outputs))
     return Recording(

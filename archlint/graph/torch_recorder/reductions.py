@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from archlint.graph.torch_recorder.elementwise import dtype_argument, pair
-from archlint.graph.torch_recorder.lowering import Call, NotModelled, V, lowering
+from archlint.graph.torch_recorder.lowering import (
+    Call,
+    NotModelled,
+    V,
+    broadcast_shape,
+    lowering,
+)
 
 
 def axes_of(dim: Any, rank: int) -> tuple[int, ...]:
@@ -228,8 +234,6 @@ def cosine_similarity(c: Call, x1: V, x2: V, dim: int = 1, eps: float = 1e-8) ->
         c.emit("lp_normalize", [v], v.shape, p=2.0, axis=dim % v.rank, eps=float(eps))
         for v in (x1, x2)
     ]
-    from torch import broadcast_shapes
-
-    shape = tuple(broadcast_shapes(x1.shape, x2.shape))
+    shape = broadcast_shape(x1.shape, x2.shape)
     product = c.emit("mul", list(parts), shape)
     return c.emit("reduce_sum", [product], axes=(dim % len(shape),))

@@ -1,0 +1,289 @@
+"""From a PyTorch model to the layer graph: build on meta, record one forward, lower it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from archlint.errors import ArchlintError
+from archlint.graph.model import LayerGraph, Mode
+from archlint.graph.patterns import recognise
+from archlint.graph.sites import constructor_sites
+from archlint.graph.torch_inputs import Example, Inputs, described, examples
+from archlint.graph.torch_recorder import tables  # noqa: F401  (registers the lowerings)
+from archlint.graph.torch_recorder.lowering import Law, known, lower
+from archlint.graph.torch_recorder.recorder import (
+    DataDependent,
+    Device,
+    Recording,
+    record_forward,
+)
+
+Factory = Callable[[], Any]
+
+
+def load_torch(
+    target: Any,
+    inputs: Inputs | None = None,
+    mode: Mode = "train",
+    name: str | None = None,
+    timeout: float | None = None,
+) -> LayerGraph:
+    """The layer graph of a PyTorch model.
+
+    ``target`` is an ``nn.Module``, a callable that builds one (it is called with parameters on the
+    meta device, and what it does to them is watched), a ``torch.fx.GraphModule`` or an exported
+    program. ``inputs`` maps a parameter of ``forward`` to ``(shape, dtype)``, or holds tensors;
+    without it the input is deduced, which the graph's notes tell. ``mode`` says how BatchNorm and
+    dropout are meant. ``timeout`` limits the seconds that ``forward`` may take.
+
+    Raises ArchlintError where the target is no model, its input cannot be deduced, or its
+    ``forward`` raises; the exception of the user's code is the ``__cause__``.
+    """
+    model, laws, factory = _built(target)
+    title = name or type(model).__name__
+    recording, example = record(model, inputs, mode, factory, timeout)
+    graph = lower(recording, title, mode, laws, mode == "train" and _is_exported(model))
+    graph = recognise(graph)
+    if laws is None:
+        graph = _fitted(graph)
+    notes = graph.notes
+    if example.assumed:
+        values = [node.meta["val"] for node in recording.graph.nodes if node.op == "placeholder"]
+        notes = (*notes, *described(recording.names, values))
+    return replace(graph, notes=notes)
+
+
+def record(
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    mode: Mode = "train",
+    factory: Factory | None = None,
+    timeout: float | None = None,
+) -> tuple[Recording, Example]:
+    """Record one forward with the first example input that fits.
+
+    On meta tensors; where ``forward`` depends on data, on real ones of a small batch.
+    """
+    first: Exception | None = None
+    tried = examples(model, inputs, factory)
+    with _mode_of(model, mode), _initialised_lazily(model):
+        for example in tried:
+            try:
+                return _recorded(model, example, mode, factory, timeout), example
+            except ArchlintError:
+                raise
+            except Exception as problem:  # whatever the user's forward raises
+                first = first or problem
+    assert first is not None
+    raise _refusal(model, first, tried[0], len(tried)) from first
+
+
+def _recorded(
+    model: nn.Module,
+    example: Example,
+    mode: Mode,
+    factory: Factory | None,
+    timeout: float | None,
+) -> Recording:
+    args, kwargs = example.on_meta()
+    try:
+        return _run(model, args, kwargs, "meta", timeout)
+    except DataDependent as problem:
+        real = _with_elements(model, factory)
+        if real is None:
+            raise
+        note = f"forward depends on its data ({problem}): it was run on real tensors"
+    args, kwargs = example.drawn()
+    with _mode_of(real, mode), _unchanged(real), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        recording = _run(real, args, kwargs, "cpu", timeout)
+    return replace(recording, notes=(*recording.notes, note))
+
+
+def _run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    device: Device,
+    timeout: float | None,
+) -> Recording:
+    with _limited(timeout):
+        return record_forward(model, args, kwargs, known, device)
+
+
+# --------------------------------------------------------------------------- building
+
+
+def _built(target: Any) -> tuple[nn.Module, Mapping[str, Law] | None, Factory | None]:
+    """The model, the laws of its parameters where its construction was watched, its factory."""
+    if isinstance(target, torch.export.ExportedProgram):
+        return target.module(), None, None
+    if isinstance(target, nn.Module):
+        return _unwrapped(target), None, None
+    if not callable(target):
+        raise ArchlintError(
+            f"{type(target).__name__} is neither a model nor something that builds one",
+            "give an nn.Module, or a class or function that returns one",
+        )
+    model, laws = _build_on_meta(target)
+    return model, laws, target
+
+
+def _build_on_meta(factory: Factory) -> tuple[nn.Module, Mapping[str, Law]]:
+    with constructor_sites(), torch.device("meta"):
+        model = _module(factory(), factory)
+    return model, {}
+
+
+def _module(made: Any, factory: Factory) -> nn.Module:
+    if isinstance(made, torch.export.ExportedProgram):
+        return made.module()
+    if not isinstance(made, nn.Module):
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise ArchlintError(
+            f"{name} returned {type(made).__name__}, not an nn.Module",
+            "name a class or function that builds the model",
+        )
+    return _unwrapped(made)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of ``torch.compile`` and ``DataParallel``."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _is_exported(model: nn.Module) -> bool:
+    """Whether a model is a graph of operators whose mode was fixed when it was exported."""
+    return isinstance(model, torch.fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes
+    )
+
+
+def _fitted(graph: LayerGraph) -> LayerGraph:
+    from archlint.initialization.fit import fit_graph
+
+    return fit_graph(graph)
+
+
+# --------------------------------------------------------------------------- running
+
+
+@contextlib.contextmanager
+def _mode_of(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Every module in training mode or out of it, and as it was afterwards."""
+    before = [(m, m.training) for m in model.modules()]
+    # exported graphs refuse to be switched: their mode is written into them
+    with contextlib.suppress(NotImplementedError):
+        model.train(mode == "train")
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.__dict__["training"] = training
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers keep their elements, whatever forward writes."""
+    state = [t for t in [*model.parameters(), *model.buffers()] if t.device.type != "meta"]
+    saved = [t.detach().clone() for t in state]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, elements in zip(state, saved, strict=True):
+                if tensor.shape == elements.shape:
+                    tensor.copy_(elements)
+
+
+@contextlib.contextmanager
+def _initialised_lazily(model: nn.Module) -> Iterator[None]:
+    """Lazy modules are not recorded before they know their shapes."""
+    if any(is_lazy(p) for p in model.parameters()):
+        raise ArchlintError(
+            f"{type(model).__name__} has lazy layers whose shapes are not known yet",
+            "run one forward before, or give a factory that does",
+        )
+    yield
+
+
+def _with_elements(model: nn.Module, factory: Factory | None) -> nn.Module | None:
+    """A model with real weights: the one given, or one built for real."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(t.device.type != "meta" for t in tensors):
+        return model
+    if factory is None:
+        return None
+    with constructor_sites():
+        return _module(factory(), factory)
+
+
+@contextlib.contextmanager
+def _limited(seconds: float | None) -> Iterator[None]:
+    """Raise ArchlintError in what takes longer, where signals can be had (the main thread)."""
+    if (
+        seconds is None
+        or not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise ArchlintError(
+            f"forward took longer than {seconds:g} s", "raise the limit with --timeout"
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    started, left = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)[0]
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:  # somebody else's alarm goes on
+            signal.setitimer(signal.ITIMER_REAL, max(left - time.monotonic() + started, 1e-3))
+
+
+def _refusal(model: nn.Module, problem: Exception, example: Example, tried: int) -> ArchlintError:
+    """What the user is told about an exception of forward."""
+    where, kind = getattr(problem, "_archlint_module", ("", type(model).__name__))
+    place = f"{where} ({kind})" if where else kind
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    inputs = ", ".join(_sizes(example))
+    if isinstance(problem, DataDependent):
+        return ArchlintError(
+            f"forward of {place} depends on its data: {text}",
+            "give a model with real weights, or a factory that builds one",
+        )
+    said = "with the assumed input" if example.assumed else "with the input"
+    hint = "give the input that it takes, such as --input x:2x3x224x224"
+    if tried > 1:
+        hint = f"{tried} inputs were tried; {hint}"
+    return ArchlintError(f"{place} raised {type(problem).__name__} {said} {inputs}: {text}", hint)
+
+
+def _sizes(example: Example) -> Iterator[str]:
+    args, kwargs = example.on_meta()
+    for key, value in [*enumerate(args), *kwargs.items()]:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                size = "x".join(str(n) for n in leaf.shape) or "()"
+                yield size if isinstance(key, int) else f"{key}:{size}"
