@@ -99,25 +99,28 @@ def _bound(file: ModelFile, given: Inputs, mode: Mode) -> LayerGraph:
                 f"its inputs are: {', '.join(declared_names) or 'none'}",
             )
     conflict: ShapeConflict | None = None
-    first: dict[str, Typed] | None = None
-    for sizes in _choices(free, given):
-        first = first or sizes
-        try:
-            graph = Reader(file, sizes, mode).read()
-        except ShapeConflict as error:
-            conflict = conflict or error
-            continue
-        return replace(graph, notes=(*graph.notes, *_assumed(free, sizes, given)))
-    assert first is not None
+    branches = any(node.op_type == "If" for node in file.proto.graph.node)
+    every = list(_choices(free, given))
+    for alternatives in ((), every) if branches else ((),):
+        for sizes in every:
+            try:
+                graph = Reader(file, sizes, mode, alternatives=alternatives).read()
+            except ShapeConflict as error:
+                conflict = conflict or error
+                continue
+            notes = (*graph.notes, *_assumed(free, sizes, given))
+            if alternatives:
+                notes = (*notes, f"no input size was found that fits both branches ({conflict})")
+            return replace(graph, notes=notes)
     if given:
         raise ArchlintError(
             f"{file.path}: the input does not fit: {conflict}",
             "give shapes that fit together: --input NAME:2x3x224x224",
         )
-    reader = Reader(file, first, mode, strict=False)
+    reader = Reader(file, every[0], mode, strict=False)
     graph = reader.read()
     remark = f"no input size was found that fits every operator ({conflict}); use --input"
-    return replace(graph, notes=(*graph.notes, *_assumed(free, first, given), remark))
+    return replace(graph, notes=(*graph.notes, *_assumed(free, every[0], given), remark))
 
 
 def _free_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -136,16 +139,20 @@ def _choices(free: list[onnx.ValueInfoProto], given: Inputs) -> Iterator[dict[st
     for samples in _SAMPLES:
         for side in _SIDES:
             for length in _LENGTHS:
-                sizes = _binding(free, given, samples, length, side)
-                key = tuple(sorted(sizes.items()))
-                if key not in tried:
-                    tried.add(key)
-                    yield sizes
+                for middle in (length, samples):
+                    sizes = _binding(free, given, samples, length, side, middle)
+                    key = tuple(sorted(sizes.items()))
+                    if key not in tried:
+                        tried.add(key)
+                        yield sizes
 
 
 def _binding(
-    free: list[onnx.ValueInfoProto], given: Inputs, samples: int, length: int, side: int
-) -> dict[str, Typed]:
+    free: list[onnx.ValueInfoProto], given: Inputs, samples: int, length: int, side: int,
+    middle: int,
+) -> dict[str, Typed]:  # fmt: skip
+    """Every input's shape. ``middle`` is the size of an unnamed second of three dimensions whose
+    first is fixed: a length, or the samples of a recurrent state [layers, sample, features]."""
     named: dict[str, int] = {}
     for info in free:  # what the user fixed binds equal names elsewhere
         if info.name in given and (shape := given[info.name][0]) is not None:
@@ -173,7 +180,9 @@ def _binding(
             if n is None or (n == 0 and len(shape) > 1):
                 n = named.get(names[axis]) if names[axis] else None
                 if n is None:
-                    n = _guess(axis, len(shape), shape, names[axis], samples, length, side)
+                    state = len(shape) == 3 and axis == 1 and not names[axis] and shape[0]
+                    n = middle if state else _guess(
+                        axis, len(shape), shape, names[axis], samples, length, side)  # fmt: skip
                 if names[axis]:
                     named[names[axis]] = n
             sizes.append(n)

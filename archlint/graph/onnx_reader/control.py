@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from archlint.graph.builder import GraphBuilder
 from archlint.graph.model import LayerGraph
 from archlint.graph.names import Origin
 from archlint.graph.onnx_reader.reader import Call, Guard, Reader, Scope, pruned
-from archlint.graph.onnx_reader.shapes import Shape, Typed
+from archlint.graph.onnx_reader.shapes import Shape, ShapeConflict, Typed
 
 MOST_UNROLLED = 16  # trips of a loop that are written out
 
@@ -37,25 +38,78 @@ def _if(reader: Reader, node: onnx.NodeProto, scope: Scope, guard: Guard) -> Non
     call = _call(reader, node, scope, guard)
     condition = call.value(0)
     known = reader.known(condition, 1)
-    taken = [bool(known.reshape(-1)[0])] if known is not None else [True, False]
     if known is not None:
         reader.folded += 1
-    results: list[list[str]] = []
-    for truth in taken:
-        body = _body(node, "then_branch" if truth else "else_branch")
+        body = _body(node, "then_branch" if known.reshape(-1)[0] else "else_branch")
         inner = dict(scope)
-        reader.run_body(body, inner, guard if known is not None else (*guard, (condition, truth)))
-        results.append([inner[output.name] for output in body.output])
-    if known is not None:
-        for name, value in zip(node.output, results[0], strict=True):
-            scope[name] = value
+        reader.run_body(body, inner, guard)
+        for name, output in zip(node.output, body.output, strict=True):
+            scope[name] = inner[output.name]
         return
+    results, misfits = [], []
+    for truth in (True, False):
+        body = _body(node, "then_branch" if truth else "else_branch")
+        values, misfit = _branch(reader, body, scope, (*guard, (condition, truth)))
+        results.append(values)
+        misfits.append(misfit)
+    if misfits[0] is not None and misfits[1] is not None:
+        raise misfits[0]
     for i, name in enumerate(node.output):
         then, otherwise = results[0][i], results[1][i]
         a, b = reader.builder.values[then], reader.builder.values[otherwise]
+        shape = _join(a.shape, b.shape)
+        if misfits[0] is not None or misfits[1] is not None:
+            shape = b.shape if misfits[0] is not None else a.shape  # the one that can run
         if name:
-            call.emit("select", [condition, then, otherwise], out=i,
-                      typed=(_join(a.shape, b.shape), a.dtype))  # fmt: skip
+            call.emit("select", [condition, then, otherwise], out=i, typed=(shape, a.dtype))
+
+
+def _branch(reader: Reader, body: onnx.GraphProto, scope: Scope, guard: Guard
+            ) -> tuple[list[str], ShapeConflict | None]:  # fmt: skip
+    """The outputs of a branch that may be taken, and why it does not fit as it is, if so.
+
+    Where the reader has alternatives, a branch that the sizes of the graph's inputs do not fit
+    reads these inputs at other sizes (a network for 8 and for 16 kHz wants windows of two
+    lengths); where none fits, the shapes in it that cannot be told are unknown.
+    """
+    nodes, folded = len(reader.builder.nodes), reader.folded
+    misfit: ShapeConflict | None = None
+    for inner in chain([dict(scope)], _resized(reader, body, scope, guard)):
+        try:
+            reader.run_body(body, inner, guard)
+            return [inner[output.name] for output in body.output], misfit
+        except ShapeConflict as conflict:
+            if not reader.alternatives:
+                raise
+            misfit = misfit or conflict
+            del reader.builder.nodes[nodes:]
+            reader.folded = folded
+    inner = dict(scope)
+    strict, reader.strict = reader.strict, False
+    try:
+        reader.run_body(body, inner, guard)
+    finally:
+        reader.strict = strict
+    return [inner[output.name] for output in body.output], misfit
+
+
+def _resized(reader: Reader, body: onnx.GraphProto, scope: Scope, guard: Guard) -> Iterator[Scope]:
+    """Scopes in which the graph's inputs that a body reads have other sizes, each once."""
+    builder = reader.builder
+    read = [name for name in _captured(body) if scope.get(name) in builder.inputs]
+    tried = {tuple(builder.values[scope[name]].shape for name in read)}
+    for sizes in reader.alternatives:
+        shapes = tuple(sizes[name][0] if name in sizes else None for name in read)
+        if shapes in tried:
+            continue
+        tried.add(shapes)
+        inner = dict(scope)
+        for name, shape in zip(read, shapes, strict=True):
+            value = builder.values[scope[name]]
+            if shape is not None and shape != value.shape:
+                inner[name] = builder.node("identity", [value.id], shape, value.dtype, guard=guard,
+                                           name=f"{name}:resized", source_op="If")  # fmt: skip
+        yield inner
 
 
 def _join(a: Shape, b: Shape) -> Shape:

@@ -207,6 +207,12 @@ class Call:
         """A parameter that is computed from another one when it is read."""
         return self.reader.derived(name, [source], shape, dtype, lambda arrays: change(arrays[0]))
 
+    def conflict(self, text: str) -> None:
+        """Say that the sizes do not fit the operator, where its inference does not tell."""
+        if self.reader.strict:
+            raise ShapeConflict(f"node {self.node.name or self.node.op_type!r}: {text}")
+        self.reader.conflicts += 1
+
     def unknown(self) -> None:
         """Keep the node as one that is not understood."""
         self.emit_all(UNKNOWN, self.ins)
@@ -235,6 +241,9 @@ class Reader:
     bound: Mapping[str, Typed]
     mode: Mode = "train"
     strict: bool = True  # a shape that does not fit raises ShapeConflict
+    # Other sizes of the inputs: given these, one branch of an If of unknown condition may be read
+    # at sizes of its own, or not fit at all.
+    alternatives: Sequence[Mapping[str, Typed]] = ()
     builder: GraphBuilder = field(init=False)
     opsets: dict[str, int] = field(init=False)
     folded: int = 0
@@ -324,12 +333,14 @@ class Reader:
                 "export the model without so many nested conditions",
             )
         self.depth += 1
-        for node in self._ordered(graph, scope):
-            if node.op_type in control.CONTROL and node.domain in ("", "ai.onnx"):
-                control.CONTROL[node.op_type](self, node, scope, guard)
-            else:
-                self.step(node, scope, guard)
-        self.depth -= 1
+        try:
+            for node in self._ordered(graph, scope):
+                if node.op_type in control.CONTROL and node.domain in ("", "ai.onnx"):
+                    control.CONTROL[node.op_type](self, node, scope, guard)
+                else:
+                    self.step(node, scope, guard)
+        finally:
+            self.depth -= 1
 
     def run_body(self, graph: onnx.GraphProto, scope: Scope, guard: Guard) -> None:
         """Walk over a body: its own initializers shadow the outer names."""
@@ -433,6 +444,15 @@ class Reader:
             if self.strict:
                 raise ShapeConflict(f"node {node.name or node.op_type!r}: {conflict}") from conflict
             self.conflicts += 1
+        # Without the sizes of what is computed, the operator still tells ranks.
+        ranks = [
+            (None if t[0] is None else (None,) * len(t[0]), t[1])
+            if t is not None and v is not None and not self.is_known(v) else t
+            for v, t in zip(ins, typed, strict=True)
+        ]  # fmt: skip
+        try:
+            return infer(node, ranks, call.array, self.opsets)
+        except ShapeConflict:
             return [(None, typed[0][1] if typed and typed[0] else None)] * len(node.output)
 
     # ------------------------------------------------------------ known values

@@ -99,7 +99,7 @@ def _einsum(c: Call) -> None:
 # --------------------------------------------------------------------------- convolutions
 
 
-def window(c: Call, kernel: Sequence[int], spatial: Sequence[int | None], ceil: bool = False
+def window(c: Call, kernel: Sequence[int], spatial: Sequence[int | None]
            ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:  # fmt: skip
     """(stride, padding, dilation) of a sliding window, ``auto_pad`` resolved."""
     n = len(kernel)
@@ -119,6 +119,14 @@ def window(c: Call, kernel: Sequence[int], spatial: Sequence[int | None], ceil: 
         padding = (*begins, *ends)
     elif auto == "VALID":
         padding = (0,) * (2 * n)
+    for i, size in enumerate(spatial):
+        reach = dilation[i] * (kernel[i] - 1) + 1
+        if (
+            size is not None
+            and not c.get("ceil_mode")
+            and size + padding[i] + padding[n + i] < reach
+        ):
+            c.conflict(f"a window of {reach} does not fit into {size} elements")
     return stride, padding, dilation
 
 

@@ -122,6 +122,11 @@ def _pad(c: Call) -> None:
                 full[rank + axis % rank] = padding[len(axes) + i]
             padding = full
     mode = {"edge": "replicate", "wrap": "circular"}.get(m := str(c.get("mode", "constant")), m)
+    if mode == "reflect":
+        for axis, n in enumerate(c.shape(0) or ()):
+            most = max(padding[axis], padding[rank + axis])
+            if n is not None and most >= max(n, 1):
+                c.conflict(f"cannot reflect {most} of {n} elements along axis {axis}")
     c.emit("pad", [c.value(0), value], padding=tuple(padding), mode=mode)
 
 

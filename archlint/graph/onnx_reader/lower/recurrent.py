@@ -26,6 +26,7 @@ def emit(c: Call, inputs: list[str | None]) -> None:
         if shape is None or shape[-1] is None:
             raise LookupError("the hidden size is unknown")
         hidden = shape[-1]
+    _check_states(c, inputs, int(hidden))
     if op != "lstm":
         inputs = inputs[:6]
     clip = c.get("clip")
@@ -36,6 +37,25 @@ def emit(c: Call, inputs: list[str | None]) -> None:
         linear_before_reset=bool(c.get("linear_before_reset", 0)),
         input_forget=bool(c.get("input_forget", 0)),
     )  # fmt: skip
+
+
+def _check_states(c: Call, inputs: list[str | None], hidden: int) -> None:
+    """Initial states [directions, sample, hidden] have as many samples as the input."""
+    values = c.reader.builder.values
+    x = values[inputs[0] or ""].shape
+    if x is None or len(x) != 3:
+        return
+    first = bool(c.get("layout", 0))
+    samples = x[0 if first else 1]
+    directions = 2 if c.get("direction", "forward") == "bidirectional" else 1
+    wanted = (samples, directions, hidden) if first else (directions, samples, hidden)
+    for state in inputs[5:7]:
+        shape = values[state].shape if state is not None else None
+        if shape is not None and (
+            len(shape) != 3
+            or any(None not in (n, m) and n != m for n, m in zip(shape, wanted, strict=True))
+        ):
+            c.conflict(f"an initial state is {list(shape)}, the input wants {list(wanted)}")
 
 
 @lowers("DynamicQuantizeLSTM", domain="com.microsoft")
