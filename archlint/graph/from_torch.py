@@ -140,10 +140,16 @@ def _built(target: Any) -> tuple[nn.Module, Mapping[str, Law] | None, Factory | 
     return model, laws, target
 
 
-def _build_on_meta(factory: Factory) -> tuple[nn.Module, Mapping[str, Law]]:
-    with constructor_sites(), torch.device("meta"):
-        model = _module(factory(), factory)
-    return model, {}
+def _build_on_meta(factory: Factory) -> tuple[nn.Module, Mapping[str, Law] | None]:
+    """Built without elements; for real, and fitted, where the constructor needs them."""
+    with constructor_sites():
+        try:
+            with torch.device("meta"):
+                return _module(factory(), factory), {}
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
+            # numbers read from tensors, such as depths and widths; what is wrong with the
+            # user's code shows again below
+            return _module(factory(), factory), None
 
 
 def _module(made: Any, factory: Factory) -> nn.Module:

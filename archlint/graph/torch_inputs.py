@@ -76,8 +76,9 @@ def examples(model: nn.Module, given: Inputs | None = None, owner: Any = None) -
     deduced. Raises ArchlintError for names that ``forward`` does not have, and where nothing can
     be deduced.
     """
+    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if given is not None and not (isinstance(given, Mapping | Sequence) and len(given) == 0):
-        return list(_from_user(model, given))
+        return [_in_precision(e, precision, _Untyped) for e in _from_user(model, given)]
     own = _own(owner) or _own(model)
     if own is not None:
         return [own]
@@ -87,7 +88,19 @@ def examples(model: nn.Module, given: Inputs | None = None, owner: Any = None) -
             f"the input of {type(model).__name__} cannot be deduced: forward({_signature(model)})",
             f"say what it is: {_flags(model)}",
         )
-    return found
+    return [_in_precision(e, precision, Spec) for e in found]
+
+
+def _in_precision(example: Example, precision: torch.dtype, kind: type[Spec]) -> Example:
+    """Real numbers whose type nobody gave come in the precision of the weights."""
+
+    def convert(spec: Spec) -> Spec:
+        if not isinstance(spec, kind) or spec.dtype != torch.float32:
+            return spec
+        return Spec(spec.shape, precision, spec.high)
+
+    args, kwargs = pytree.tree_map_only(Spec, convert, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs, example.assumed)
 
 
 def described(names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[str]:

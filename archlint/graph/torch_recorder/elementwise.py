@@ -67,7 +67,6 @@ _ONE |= {
         "isfinite",
         "logical_not",
         "bitwise_not",
-        "nonzero",
     ]
 }
 
@@ -296,12 +295,31 @@ def clamp(c: Call, input: V, min: Any = None, max: Any = None) -> V:
 
 
 @lowering("where")
-def where(c: Call, condition: V, input: Any = None, other: Any = None) -> V:
-    """Elements of one or the other."""
+def where(c: Call, condition: V, input: Any = None, other: Any = None) -> Any:
+    """Elements of one or the other; alone, the places where the condition holds."""
     if input is None:
-        return c.emit("nonzero", [condition])
+        return nonzero(c, condition, as_tuple=True)
     a, b = pair(c, input, other)
     return c.emit("where", [condition, a, b])
+
+
+@lowering("nonzero", "argwhere")
+def nonzero(c: Call, input: V, as_tuple: bool = False) -> Any:
+    """The places of what is not zero: [count, axes], or one vector an axis."""
+    count = c.shape[0]
+    places = c.emit("nonzero", [input], (input.rank, count), "int64")
+    if not as_tuple:
+        return c.emit("transpose", [places], (count, input.rank), "int64", permutation=(1, 0))
+    return tuple(
+        c.emit("select_index", [places], (count,), "int64", axis=0, index=i)
+        for i in range(input.rank)
+    )
+
+
+@lowering("nms")
+def nms(c: Call, *_: Any) -> V:
+    """Detections that no better one overlaps: integers, for which there is no word."""
+    raise NotModelled("non-maximum suppression")
 
 
 @lowering("masked_fill")

@@ -485,6 +485,8 @@ class Lowerer:
         index: Any = node.args[1]
         if isinstance(whole, tuple | list):
             return whole[index]
+        if index == 0 and isinstance(whole, V):
+            return whole
         raise AssertionError(f"{node} takes a part of one value")
 
     def _arguments(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], Any]:

@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from archlint.finding import Site
 from archlint.graph.sites import calling_site, constructor_site, origin_of
+from archlint.graph.torch_recorder.kernels import spare_kernels
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.replay import Place, replay, tells_places
 
@@ -828,6 +829,7 @@ def _eager() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(spare_kernels())
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

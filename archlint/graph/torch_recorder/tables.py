@@ -7,6 +7,7 @@ from archlint.graph.torch_recorder import (  # noqa: F401
     elementwise,
     indexing,
     layout,
+    losses,
     norms,
     pooling,
     recurrent,
