@@ -85,7 +85,12 @@ def record(
                 raise
             except Exception as problem:  # whatever the user's forward raises
                 first = first or problem
-    assert first is not None
+        assert first is not None
+        if not isinstance(first, DataDependent) and _is_small(model):
+            # some kernels have no shape function, or one that asks for more than they need
+            with contextlib.suppress(Exception):
+                note = f"forward does not run without elements ({_line(first)}): it was run on them"
+                return _run_for_real(model, tried[0], mode, factory, timeout, note), tried[0]
     raise _refusal(model, first, tried[0], len(tried)) from first
 
 
@@ -100,10 +105,35 @@ def _recorded(
     try:
         return _run(model, args, kwargs, "meta", timeout)
     except DataDependent as problem:
-        real = _with_elements(model, factory)
-        if real is None:
-            raise
         note = f"forward depends on its data ({problem}): it was run on real tensors"
+        return _run_for_real(model, example, mode, factory, timeout, note, problem)
+
+
+# Parameters up to which a model is built and run for real without having been asked to.
+_SMALL = 100_000_000
+
+
+def _is_small(model: nn.Module) -> bool:
+    return sum(p.numel() for p in model.parameters()) <= _SMALL
+
+
+def _line(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:120]
+
+
+def _run_for_real(
+    model: nn.Module,
+    example: Example,
+    mode: Mode,
+    factory: Factory | None,
+    timeout: float | None,
+    note: str,
+    cause: Exception | None = None,
+) -> Recording:
+    """Record on real tensors; the model's own state is as it was afterwards."""
+    real = _with_elements(model, factory)
+    if real is None:
+        raise cause or DataDependent("the model has no elements")
     args, kwargs = example.drawn()
     with _mode_of(real, mode), _unchanged(real), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
