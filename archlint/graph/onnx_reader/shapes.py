@@ -115,12 +115,34 @@ def _by_onnx(
             raise ShapeConflict(text.split(") ", 1)[-1] if ") " in text else text) from error
         return blank  # a type that inference does not know
     result = [_typed(found[name]) if name in found else (None, None) for name in node.output]
+    if node.op_type == "STFT":
+        result[0] = (_stft(result[0][0], inputs, array, node), result[0][1])
     if node.op_type == "Reshape" and (target := array(1)) is not None and inputs[0] is not None:
         result[0] = (
             _reshape(inputs[0][0], [int(n) for n in target.reshape(-1)], node),
             inputs[0][1],
         )
     return result
+
+
+def _stft(
+    shape: Shape,
+    inputs: Sequence[Typed | None],
+    array: Callable[[int], Array | None],
+    node: onnx.NodeProto,
+) -> Shape:
+    """[sample, frame, frequency, 2]; onnx's rule forgets ``onesided`` where a window is given."""
+    if shape is None or len(shape) != 4:
+        return shape
+    window = inputs[2] if len(inputs) > 2 else None
+    length = window[0][0] if window is not None and window[0] else None
+    known = array(3) if length is None and len(inputs) > 3 else None
+    if known is not None and known.size == 1:
+        length = int(known.reshape(-1)[0])
+    onesided = next((a.i for a in node.attribute if a.name == "onesided"), 1)
+    if length is not None and onesided:
+        length = length // 2 + 1
+    return (*shape[:2], length, shape[3])
 
 
 def _reshape(shape: Shape, target: list[int], node: onnx.NodeProto) -> Shape:

@@ -78,13 +78,32 @@ def _gelu(c: Call) -> None:
 
 @lowers("Swish")
 def _swish(c: Call) -> None:
-    x, (shape, dtype) = c.value(0), c.outs[0]
+    """x·σ(alpha·x) = silu(alpha·x)/alpha."""
     alpha = float(c.get("alpha", 1.0))
     if alpha == 1.0:
-        c.emit("silu", [x])
+        c.emit("silu", [c.value(0)])
         return
-    scaled = c.temp("mul", [x, c.constant(np.float32(alpha))], shape, dtype)
-    c.emit("mul", [x, c.temp("sigmoid", [scaled], shape, dtype)])
+    c.emit("mul", [_silu(c, alpha), c.constant(np.float32(1 / alpha))])
+
+
+def _silu(c: Call, alpha: float) -> str:
+    shape, dtype = c.shape(0), c.dtype(0)
+    if alpha == 0.0:
+        raise LookupError("no gate")
+    x = c.value(0)
+    if alpha != 1.0:
+        x = c.temp("mul", [x, c.constant(np.float32(alpha))], shape, dtype)
+    return c.temp("silu", [x], shape, dtype)
+
+
+@lowers("SwiGLU")
+def _swiglu(c: Call) -> None:
+    """The first input through Swish, times the second one."""
+    alpha = float(c.get("alpha", 1.0))
+    gate = _silu(c, alpha)
+    if alpha != 1.0:
+        gate = c.temp("mul", [gate, c.constant(np.float32(1 / alpha))], c.shape(0), c.dtype(0))
+    c.emit("mul", [gate, c.value(1)], typed=(c.shape(0), c.dtype(0)))
 
 
 @lowers("PRelu")
@@ -167,6 +186,14 @@ def _cumsum(c: Call) -> None:
         raise LookupError("the axis is not known")
     c.emit("cumsum", [c.value(0)], axis=int(axis) % c.rank(0),
            exclusive=bool(c.get("exclusive", 0)), reverse=bool(c.get("reverse", 0)))  # fmt: skip
+
+
+@lowers("CumProd")
+def _cumprod(c: Call) -> None:
+    axis = c.scalar(1)
+    if axis is None or c.get("exclusive", 0) or c.get("reverse", 0):
+        raise LookupError("the axis is not known, or the product runs another way")
+    c.emit("cumprod", [c.value(0)], axis=int(axis) % c.rank(0))
 
 
 @lowers("Identity")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from archlint.graph.onnx_reader.fold import axes_of
-from archlint.graph.onnx_reader.reader import Call, lowers
+from archlint.graph.onnx_reader.read import numpy_dtype
+from archlint.graph.onnx_reader.reader import CONSTANT_ELEMENTS, Call, lowers
 
 
 def target(c: Call) -> tuple[int, ...] | None:
@@ -219,6 +220,42 @@ def _one_hot(c: Call) -> None:
     out_rank = c.rank(0) + 1
     c.emit("one_hot", [c.value(0)], depth=int(depth), axis=int(c.get("axis", -1)) % out_rank,
            on=float(values[1]), off=float(values[0]))  # fmt: skip
+
+
+@lowers("Hardmax")
+def _hardmax(c: Call) -> None:
+    """One where the first largest element is, else zero."""
+    shape, dtype = c.shape(0), c.dtype(0)
+    if shape is None or c.opset < 13:
+        raise LookupError("the rank is unknown, or several axes count as one")
+    axis = int(c.get("axis", -1)) % len(shape)
+    depth = shape[axis]
+    if depth is None:
+        raise LookupError("the size of the axis is unknown")
+    where = (*shape[:axis], *shape[axis + 1 :])
+    largest = c.temp("argmax", [c.value(0)], where, "int64", axis=axis, keepdims=False)
+    c.emit("one_hot", [largest], typed=(shape, dtype), depth=depth, axis=axis)
+
+
+@lowers("Col2Im")
+def _fold(c: Call) -> None:
+    size, kernel = c.ints(1), c.ints(2)
+    if size is None or kernel is None:
+        raise LookupError("the size is not known")
+    n = len(size)
+    c.emit("fold", [c.value(0)], size=tuple(size), kernel=tuple(kernel),
+           stride=tuple(c.get("strides") or (1,) * n),
+           padding=tuple(c.get("pads") or (0,) * (2 * n)),
+           dilation=tuple(c.get("dilations") or (1,) * n))  # fmt: skip
+
+
+@lowers("EyeLike")
+def _eye_like(c: Call) -> None:
+    rows, columns = c.sizes(0)
+    if rows * columns > CONSTANT_ELEMENTS:
+        raise LookupError("too large")
+    dtype = c.outs[0][1] or c.dtype(0) or "float32"
+    c.alias(0, c.constant(np.eye(rows, columns, int(c.get("k", 0)), numpy_dtype(dtype))))
 
 
 @lowers("Shape")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+
+import numpy as np
 
 from archlint.graph.onnx_reader.fold import axes_of
 from archlint.graph.onnx_reader.lower.affine import window
@@ -30,6 +33,16 @@ def _instance_norm(c: Call) -> None:
 @lowers("LayerNormalization")
 def _layer_norm(c: Call) -> None:
     layer_norm(c, c.value(0), c.weight(1), c.weight(2))
+    # An export of training also puts out the mean and 1/sqrt(variance + epsilon), for backward.
+    rank, names = c.rank(0), [*c.node.output, "", ""]
+    axes = tuple(range(int(c.get("axis", -1)) % rank, rank))
+    if names[1]:
+        c.emit("reduce_mean", [c.value(0)], out=1, axes=axes, keepdims=True)
+    if names[2]:
+        shape, dtype = c.outs[2]
+        variance = c.temp("reduce_var", [c.value(0)], shape, dtype, axes=axes, keepdims=True)
+        eps = c.constant(np.float32(c.get("epsilon", 1e-5)))
+        c.emit("rsqrt", [c.temp("add", [variance, eps], shape, dtype)], out=2)
 
 
 def layer_norm(c: Call, x: str, scale: str | None, shift: str | None, out: int = 0) -> None:
@@ -63,8 +76,6 @@ def _group_norm(c: Call) -> None:
     channels = c.sizes(0)[1]
     scale, shift = c.weight(1), c.weight(2)
     if c.opset < 21 and c.sizes(1)[0] == groups != channels:  # one number a group
-        import numpy as np
-
         each = channels // groups
         scale, shift = (
             c.derived(f"{id}:channels", id, (channels,), lambda a: np.repeat(a, each))
@@ -161,6 +172,17 @@ def _global_lp_pool(c: Call) -> None:
     c.emit("reduce_l2", [c.value(0)], axes=tuple(range(2, c.rank(0))), keepdims=True)
 
 
+@lowers("MaxUnpool")
+def _max_unpool(c: Call) -> None:
+    if c.has(2):
+        raise LookupError("the output has a size of its own")
+    kernel = tuple(c.get("kernel_shape"))
+    n = len(kernel)
+    c.emit("max_unpool", [c.value(0), c.value(1)], kernel=kernel,
+           stride=tuple(c.get("strides") or (1,) * n),
+           padding=tuple(c.get("pads") or (0,) * (2 * n)))  # fmt: skip
+
+
 # --------------------------------------------------------------------------- reductions
 
 
@@ -198,13 +220,10 @@ def _composed(first: str | None, reduce: str, last: str | None) -> Lower:
         x = c.value(0)
         if first is not None:
             x = c.temp(first, [x], c.shape(0), c.dtype(0))
-        c.ins[0] = x
-        if last is None:
-            reduction(reduce)(c)
-            return
-        name = c.node.output[0]
-        reduction(reduce)(c)
-        c.emit(last, [c.scope[name]])
+        inner = replace(c, ins=[x, *c.ins[1:]])
+        reduction(reduce)(inner)
+        if last is not None:
+            c.emit(last, [c.scope[c.node.output[0]]])
 
     return lower
 
