@@ -78,6 +78,7 @@ class Finding:
     suggestion: Suggestion | None = None
     sketch: tuple[str, ...] = ()  # what the graph looks like there, one line a layer
     verdict: Verdict | None = None
+    cause: str = ""  # what findings of several rules have in common
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Rule(ABC):
     since: ClassVar[str]
     references: ClassVar[tuple[str, ...]] = ()
     needs_initial_weights: ClassVar[bool] = False  # off for trained files
+    yields_to: ClassVar[tuple[str, ...]] = ()  # codes whose finding of the same cause says it all
     Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, options: Any = None, context: Context | None = None) -> None:

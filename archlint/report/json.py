@@ -1,0 +1,84 @@
+"""The JSON format, schema version 1. Same input, same bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from archlint import __version__
+from archlint.finding import Finding, Severity, Site
+
+if TYPE_CHECKING:
+    from archlint.linter import Report, TargetReport
+
+
+def render(report: Report) -> str:
+    """The whole report as one JSON object."""
+    counts = {s.label: sum(f.severity is s for f in report.findings) for s in Severity}
+    document = {
+        "schema_version": 1,
+        "archlint": __version__,
+        "targets": [_target(target) for target in report.targets],
+        "summary": {
+            "targets": len(report.targets),
+            "failed": len(report.errors),
+            "findings": len(report.findings),
+            **counts,
+        },
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _target(target: TargetReport) -> dict[str, Any]:
+    error = target.error
+    if error is not None:
+        return {"target": target.target, "error": {"message": error.message, "hint": error.hint},
+                "findings": []}  # fmt: skip
+    return {
+        "target": target.target,
+        "input": dict(target.input),
+        "mode": target.mode,
+        "coverage": {"nodes": target.nodes, "modelled": target.modelled,
+                     "unmodelled": dict(target.unmodelled)},
+        "weights": target.weights,
+        "weights_evidence": target.weights_evidence,
+        "notes": list(target.notes),
+        "findings": [_finding(finding) for finding in target.findings],
+    }  # fmt: skip
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    suggestion = finding.suggestion
+    return {
+        "code": finding.code,
+        "slug": finding.slug,
+        "severity": finding.severity.label,
+        "message": finding.message,
+        "module": finding.module,
+        "modules": list(finding.modules),
+        "count": finding.count,
+        "site": _site(finding.site),
+        "evidence": {key: _plain(value) for key, value in finding.evidence.items()},
+        "suggestion": None
+        if suggestion is None
+        else {
+            "text": suggestion.text,
+            "code": suggestion.code,
+            "values": {key: _plain(value) for key, value in suggestion.values.items()},
+        },
+        "verdict": finding.verdict,
+    }
+
+
+def _site(site: Site | None) -> dict[str, Any] | None:
+    if site is None:
+        return None
+    return {"file": site.file, "line": site.line, "column": site.column, "node": site.node}
+
+
+def _plain(value: object) -> object:
+    """A number that JSON can hold: an infinite one becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
