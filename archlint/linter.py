@@ -107,7 +107,7 @@ def lint(
     findings: list[Finding] = []
     silences: list[Silence] = []
     off = _no_initialization(analysis.graph)
-    yields = {}
+    yields: dict[str, tuple[str, ...]] = {}
     for rule in rules:
         yields[rule.code] = rule.yields_to
         if off and rule.needs_initial_weights:
@@ -118,16 +118,29 @@ def lint(
                 silences.append(Silence(rule.code, result.reason, result.where))
             else:
                 findings.append(result)
-    causes = {(finding.code, finding.cause) for finding in findings if finding.cause}
     kept = []
     for finding in findings:
-        better = [code for code in yields[finding.code] if (code, finding.cause) in causes]
-        if better:
-            silences.append(Silence(finding.code, f"reported as {better[0]}", finding.module))
+        better = _says_it_better(finding, findings, yields)
+        if better is not None:
+            silences.append(Silence(finding.code, f"reported as {better.code}", finding.module))
         else:
             kept.append(finding)
     kept.sort(key=lambda finding: (-finding.severity, finding.code, finding.module))
     return tuple(kept), tuple(silences)
+
+
+def _says_it_better(
+    finding: Finding, others: Sequence[Finding], yields: Mapping[str, tuple[str, ...]]
+) -> Finding | None:
+    """Another rule's finding of the same cause: the graver one, or the one that is yielded to."""
+    for other in others:
+        if other.cause != finding.cause or not finding.cause or other.code == finding.code:
+            continue
+        if other.code in yields[finding.code] and other.severity >= finding.severity:
+            return other
+        if finding.code in yields[other.code] and other.severity > finding.severity:
+            return other
+    return None
 
 
 def _no_initialization(graph: LayerGraph) -> str:
@@ -135,8 +148,8 @@ def _no_initialization(graph: LayerGraph) -> str:
     if graph.weights == "trained":
         return "the weights are trained"
     matrices = [p.law for p in graph.parameters.values() if len(p.shape) > 1 and p.law is not None]
-    if matrices and not any(law.random for law in matrices):
-        return "the weights are all constants: the file holds a topology"
+    if matrices and 2 * sum(law.random for law in matrices) <= len(matrices):
+        return "most weights are constants: the file holds a topology"
     return ""
 
 

@@ -87,32 +87,33 @@ class EpsilonDominatedNorm(Rule):
     Options = Options
 
     def check(self, analysis: Analysis) -> Iterator[Finding | NotApplicable]:
+        graph = analysis.graph
         found: dict[str, list[tuple[float, float, Node]]] = defaultdict(list)
-        for node in analysis.graph.nodes:
-            if node.op not in _NORMS:
-                continue
-            where = paths([node])[0]
-            share = _share(analysis, node)
-            if share is None:
-                yield NotApplicable("the variance before it is not known", where)
-            elif share == 0.0:
-                yield NotApplicable("what it normalises is exactly zero by design", where)
-            elif share >= self.options.warning:
-                yield NotApplicable(f"v/(v + ε) = {number(share)}", where)
-            else:
-                eps = float(str(node.attributes.get("eps", 1e-5)))
-                source = _first_of_stream(analysis, node)
-                found[source].append((share, eps, node))
+        cause: dict[str, str] = {}  # value -> the first norm too small upstream of it
+        for node in graph.nodes:
+            upstream = next((cause[v] for v in node.inputs if v in cause), None)
+            if node.op in _NORMS:
+                where = paths([node])[0]
+                share = _share(analysis, node)
+                if share is not None and 0.0 < share < self.options.warning:
+                    eps = float(str(node.attributes.get("eps", 1e-5)))
+                    upstream = upstream or _first_of_stream(analysis, node)
+                    found[upstream].append((share, eps, node))
+                else:
+                    upstream = None  # the length is what it should be again
+                    yield NotApplicable(_why_not(share), where)
+            if upstream is not None:
+                cause.update((out, upstream) for out in node.outputs)
         for group in found.values():
             yield self._report(analysis, group)
 
     def _report(self, analysis: Analysis, group: list[tuple[float, float, Node]]) -> Finding:
-        share, eps, node = min(group, key=lambda item: item[0])
+        share, eps, node = group[0]
         variance = eps * share / (1 - share)
         modules = paths(item[2] for item in group)
         severity = Severity.ERROR if share < self.options.error else Severity.WARNING
         wanted = variance / 99
-        also = f" (and {plural(len(group) - 1, 'more norm')} on its stream)" if group[1:] else ""
+        also = f" (and {plural(len(group) - 1, 'more norm')} downstream)" if group[1:] else ""
         return self.finding(
             severity,
             f"{paths([node])[0]}{also} normalises a variance of {number(variance)} with "
@@ -127,6 +128,14 @@ class EpsilonDominatedNorm(Rule):
                 f"{number((99 * eps / variance) ** 0.5)} times larger", f"eps={wanted:.0e}",
                 {"eps": wanted}),
         )  # fmt: skip
+
+
+def _why_not(share: float | None) -> str:
+    if share is None:
+        return "the variance before it is not known"
+    if share == 0.0:
+        return "what it normalises is exactly zero by design"
+    return f"v/(v + ε) = {number(share)}"
 
 
 def _share(analysis: Analysis, node: Node) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from archlint.finding import Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
-from archlint.wording import plural
+from archlint.wording import plural, site
 
 
 class UnmodelledOp(Rule):
@@ -71,6 +71,7 @@ class UnmodelledOp(Rule):
             )
         yield self.finding(
             Severity.INFO, message, "model", count=count,
+            site=site(analysis, coverage.first) if coverage.first is not None else None,
             evidence={"nodes": coverage.nodes, "modelled": coverage.modelled,
                       "cut_off": coverage.cut_off},
             suggestion=Suggestion("report it with the output of `archlint graph TARGET`"),

@@ -17,12 +17,14 @@ from archlint.signal.structure import Segment, Trunk, find_structure
 class Coverage:
     """How much was understood. ``nodes`` counts those that carry or shape a signal or were
     folded; ``unmodelled`` maps a source op to how often it was not understood; ``cut_off`` counts
-    the nodes whose signal is unknown because of one upstream."""
+    the nodes whose signal is unknown because of one upstream. ``first`` is the first node that was
+    not understood."""
 
     nodes: int
     modelled: int
     unmodelled: Mapping[str, int] = field(default_factory=dict)
     cut_off: int = 0
+    first: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,11 @@ def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:
     """
     unmodelled: Counter[str] = Counter()
     cut_off = 0
+    first: Node | None = None
     for node in graph.walk():
         if node.op == UNKNOWN:
             unmodelled[node.source_op] += 1
+            first = first or node
     for node in graph.nodes:
         if node.op == UNKNOWN or not _carries_signal(graph, node):
             continue
@@ -66,11 +70,12 @@ def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:
         carriers = [v for v in node.inputs if v and "float" in (graph.values[v].dtype or "")]
         if carriers and all(signals.get(v, UNKNOWN_SIGNAL).known for v in carriers):
             unmodelled[node.source_op] += 1
+            first = first or node
         else:  # downstream of an unknown, or made from integers, which carry no signal
             cut_off += 1
     nodes = graph.folded + sum(1 for _ in graph.walk())
     return Coverage(nodes, nodes - sum(unmodelled.values()), dict(sorted(unmodelled.items())),
-                    cut_off)  # fmt: skip
+                    cut_off, first)  # fmt: skip
 
 
 def _carries_signal(graph: LayerGraph, node: Node) -> bool:

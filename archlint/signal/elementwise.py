@@ -8,6 +8,14 @@ import numpy as np
 
 from archlint.signal.activations import Activation, activation, leaky_relu
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.squares import (
+    before_root,
+    is_above,
+    is_sum_of_squares,
+    log_of_gamma,
+    root_of_gamma,
+    squared_root,
+)
 from archlint.signal.transfer import (
     Step,
     correlated,
@@ -43,6 +51,15 @@ def through(x: Signal, phi: Activation) -> Signal:
     )  # fmt: skip
 
 
+def _squared(step: Step) -> Signal:
+    """x², exactly for x = √X, else of the normal law."""
+    exact = squared_root(step)
+    phi = activation("square", {})
+    if exact is not None or phi is None:
+        return exact or UNKNOWN_SIGNAL
+    return through(step.signal(0), phi)
+
+
 def _activation(step: Step) -> Signal:
     """A nonlinearity of the vocabulary (signal.activations)."""
     phi = activation(step.node.op, step.node.attributes)
@@ -53,9 +70,10 @@ transfers(
     "relu", "sigmoid", "tanh", "silu", "mish", "softsign", "erf", "sin", "cos", "hardswish",
     "relu6",
     "tanhshrink", "logsigmoid", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "softplus",
-    "hardsigmoid", "hardtanh", "threshold", "hardshrink", "softshrink", "abs", "square", "exp",
+    "hardsigmoid", "hardtanh", "threshold", "hardshrink", "softshrink", "abs", "exp",
     "expm1", "atan", "sinh", "asinh", "sign",
 )(_activation)  # fmt: skip
+transfers("square")(_squared)
 
 
 @transfers("prelu")
@@ -211,8 +229,7 @@ def scaled(x: Signal, factor: float) -> Signal:
 @transfers("mul")
 def _mul(step: Step) -> Signal:
     if step.value(0) == step.value(1):
-        phi = activation("square", {})
-        return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+        return _squared(step)
     for i in (0, 1):
         number = step.constant(i)
         if number is not None and number.size == 1:
@@ -251,8 +268,7 @@ def _pow(step: Step) -> Signal:
     if p == 1.0:
         return step.signal(0)
     if p == 2.0:
-        phi = activation("square", {})
-        return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+        return _squared(step)
     if p == int(p) and 0 < p <= 8:
         power = int(p)
         phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1),
@@ -263,11 +279,23 @@ def _pow(step: Step) -> Signal:
 
 @transfers("sqrt")
 def _sqrt(step: Step) -> Signal:
-    """E (√x)² = E x exactly; the mean of √x is not known from moments."""
+    """E (√x)² = E x exactly; the mean of √x is known of a sum of squares, not from moments."""
     x = step.signal(0)
     if x.one_sided <= 0 or x.mean is None:
         return Signal(roles=x.roles)
+    if is_sum_of_squares(step, step.value(0)):
+        return root_of_gamma(x)
     return Signal(None, x.mean, None, None, x.spread, (), 1, x.roles)
+
+
+@transfers("log")
+def _log(step: Step) -> Signal:
+    """Known of a sum of squares and of its root; else the mean of ln x does not follow from
+    moments."""
+    x, power = before_root(step, step.value(0))
+    if x is None:
+        return Signal(roles=step.signal(0).roles)
+    return scaled(log_of_gamma(x), power).but(roles=step.signal(0).roles)
 
 
 @transfers("clip")
@@ -275,6 +303,8 @@ def _clip(step: Step) -> Signal:
     low, high = step.constant(1), step.constant(2)
     if (step.has(1) and low is None) or (step.has(2) and high is None):
         return UNKNOWN_SIGNAL
+    if low is not None and high is None and is_above(step.signal(0), float(low.reshape(-1)[0])):
+        return step.signal(0)
     phi = activation("hardtanh", {
         "minimum": -math.inf if low is None else float(low.reshape(-1)[0]),
         "maximum": math.inf if high is None else float(high.reshape(-1)[0])})  # fmt: skip
@@ -288,6 +318,8 @@ def _extreme(step: Step) -> Signal:
         number = step.constant(i)
         if number is not None and number.size == 1:
             edge = float(number.reshape(-1)[0])
+            if step.node.op == "maximum" and is_above(step.signal(1 - i), edge):
+                return step.signal(1 - i)
             bounds = (edge, math.inf) if step.node.op == "maximum" else (-math.inf, edge)
             phi = activation("hardtanh", {"minimum": bounds[0], "maximum": bounds[1]})
             return UNKNOWN_SIGNAL if phi is None else through(step.signal(1 - i), phi)

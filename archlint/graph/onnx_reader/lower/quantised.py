@@ -8,6 +8,8 @@ is all that remains.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -86,15 +88,41 @@ def _dequantize(c: Call) -> None:
     if c.is_known(0) and c.is_known(1):
         c.alias(0, real_weight(c, 0, 1, 2, int(c.get("axis", 1))))
         return
-    lookup = next((n for n in c.reader.builder.nodes[-8:] if c.value(0) in n.outputs), None)
-    if lookup is not None and lookup.op == "embedding" and c.scalar(1) is not None:
-        ids, table = lookup.inputs  # rows of 8 bits: dequantise the table instead of its rows
-        c.ins[0] = table
-        real = real_weight(c, 0, 1, 2, 1)
-        c.emit("embedding", [ids, real], typed=(c.outs[0][0], "float32"))
+    if c.scalar(1) is not None and _dequantized_table(c):
         return
     c.emit("dequantize", [c.value(0), c.value(1), c.optional(2)], typed=(c.shape(0), "float32"),
            axis=int(c.get("axis", 1)))  # fmt: skip
+
+
+_MOVES = frozenset({"transpose", "reshape", "slice", "select_index", "flip", "identity"})
+_NEAR = 16  # nodes between a table of 8 bits and where its rows become real numbers
+
+
+def _dequantized_table(c: Call) -> bool:
+    """Rows of a table of 8 bits, perhaps moved: dequantise the table instead of its rows."""
+    builder = c.reader.builder
+    producer = {out: node for node in builder.nodes[-_NEAR:] for out in node.outputs}
+    moves = []
+    node = producer.get(c.value(0))
+    while node is not None and node.op in _MOVES and len(node.inputs) == 1:
+        moves.append(node)
+        node = producer.get(node.inputs[0] or "")
+    if node is None or node.op != "embedding" or not c.reader.is_known(node.inputs[1] or ""):
+        return False
+    ids, table = node.inputs
+    inner = replace(c, ins=[table, *c.ins[1:]])
+    y = builder.values[node.output].shape, "float32"
+    inputs = [ids, real_weight(inner, 0, 1, 2, 1)]
+    if not moves:
+        c.emit("embedding", inputs, typed=y)
+        return True
+    id = c.temp("embedding", inputs, *y)
+    for move in reversed(moves[1:]):
+        id = c.temp(move.op, [id], builder.values[move.output].shape, "float32", "",
+                    **move.attributes)  # fmt: skip
+    last: dict[str, Any] = dict(moves[0].attributes)
+    c.emit(moves[0].op, [id], typed=(c.outs[0][0], "float32"), **last)
+    return True
 
 
 def _real(c: Call, i: int, scale: int, zero: int, axis: int = 0) -> str:
