@@ -118,11 +118,11 @@ class LengthDrift(Rule):
             return NotApplicable(f"only {plural(len(layers), 'layer')}", where)
         if segment.ends == "norm":
             return NotApplicable("a norm at its end resets the length", where)
-        if segment.ends in ("add", "softmax", "recurrent"):
+        if segment.ends in ("add", "softmax", "recurrent", "merge"):
             return NotApplicable(f"it ends in a {segment.ends}, which bounds what it passes", where)
         if is_trained(layers):
             return NotApplicable("its weights are trained", where)
-        drift = segment.log10_gain
+        drift = segment.log10_drift
         if drift is None:
             return NotApplicable("the length is not known on all of it", where)
         severity = grade(abs(drift), limits(self.context.optimizer, self.options.decades))

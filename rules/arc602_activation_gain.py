@@ -26,6 +26,8 @@ from archlint.wording import (
     stretch,
 )
 
+_PERIODIC = ("sin", "cos")  # their scale is a frequency, chosen for the data (SIREN)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -122,11 +124,11 @@ class ActivationGainMismatch(Rule):
         where = stretch(paths(layer.node for layer in layers))
         if len(layers) < self.options.least_layers:
             return NotApplicable(f"only {plural(len(layers), 'layer')}", where)
-        if segment.ends in ("norm", "add", "softmax", "recurrent"):
+        if segment.ends in ("norm", "add", "softmax", "recurrent", "merge"):
             return NotApplicable(f"it ends in a {segment.ends}: its scale does not matter", where)
         if is_trained(layers):
             return NotApplicable("its weights are trained", where)
-        drift = segment.log10_gain
+        drift = segment.log10_drift
         if drift is None:
             return NotApplicable("the length is not known on all of it", where)
         if abs(drift) < self.options.decades:
@@ -157,7 +159,7 @@ class ActivationGainMismatch(Rule):
         """The layer's gain over the critical one where the two differ, else None."""
         phi = layer.nonlinearity
         gain = layer.weight_gain
-        if phi is None or not gain or layer.weight is None:
+        if phi is None or not gain or layer.weight is None or phi.name in _PERIODIC:
             return None
         best = critical(phi)
         if best is None:

@@ -159,6 +159,19 @@ class LayerGraph:
         """Node id -> position in execution order."""
         return {node.id: i for i, node in enumerate(self.nodes)}
 
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """The values that depend on no input: parameters, constants, what is made of them alone."""
+        found = {
+            v.id for v in self.values.values() if v.constant is not None or v.parameter is not None
+        }
+        for node in self.nodes:
+            inputs = [v for v in node.inputs if v is not None]
+            random = node.op in OPS and OPS[node.op].kind == "random"
+            if inputs and not random and all(v in found for v in inputs):
+                found.update(node.outputs)
+        return frozenset(found)
+
     def shape(self, value: str | None) -> tuple[int | None, ...] | None:
         """The shape of a value, or None where unknown."""
         return self.values[value].shape if value is not None else None

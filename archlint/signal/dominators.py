@@ -13,12 +13,10 @@ def carriers(graph: LayerGraph, node: Node) -> list[str]:
     """The inputs of a node that carry a signal: real numbers that are no weight or constant."""
     found = []
     for value in dict.fromkeys(node.inputs):
-        if value is None:
+        if value is None or value in graph.static:
             continue
-        known = graph.values[value]
-        if known.parameter is None and known.constant is None and (
-            known.dtype is None or "float" in known.dtype or "complex" in known.dtype
-        ):  # fmt: skip
+        dtype = graph.values[value].dtype
+        if dtype is None or "float" in dtype or "complex" in dtype:
             found.append(value)
     return found
 

@@ -22,7 +22,9 @@ from archlint.signal.spread import layer_spread
 
 Signals = Mapping[str, Signal]
 Ending = Literal["linear", "one-sided", "norm", "unknown"]
-Boundary = Literal["input", "norm", "add", "softmax", "recurrent", "branch", "output", "unknown"]
+Boundary = Literal[
+    "input", "norm", "add", "softmax", "recurrent", "branch", "merge", "output", "unknown"
+]
 
 LAYERS = frozenset({"linear", "conv", "conv_transpose", "bilinear"})
 _SCALES = frozenset({"mul", "div", "neg"})
@@ -40,7 +42,8 @@ class Layer:
     """An affine map and the activation that follows it: one step of a segment.
 
     ``gain`` is the factor on the squared length of what comes in, biases left out, up to the next
-    layer's input; ``length_gain`` the same with the biases' share; ``affine_gain`` is ``gain`` up
+    layer's input; ``slope_gain`` the factor on a small difference between two inputs, with E φ′² in
+    place of V(q)/q; ``length_gain`` the factor on the whole length; ``affine_gain`` is ``gain`` up
     to the pre-activation. None where a signal is unknown. ``before`` and ``after`` are the value
     ids between which ``gain`` is meant. ``spread`` = Var ln of the squared length that this layer
     adds, ``grad_spread`` of the squared gradient, ``elasticity`` = d ln M_after/d ln M_before.
@@ -53,6 +56,7 @@ class Layer:
     before: str
     after: str
     gain: float | None
+    slope_gain: float | None
     length_gain: float | None
     affine_gain: float | None
     weight_second_moment: float | None
@@ -100,6 +104,24 @@ class Segment:
     def log10_gain(self) -> float | None:
         """Σ log10 of the layers' gains; None where one is unknown, −inf where one is zero."""
         return _sum_of_logs([layer.gain for layer in self.layers])
+
+    @property
+    def log10_slope_gain(self) -> float | None:
+        """The same of small differences: what the gradient is multiplied by."""
+        return _sum_of_logs([layer.slope_gain for layer in self.layers])
+
+    @property
+    def log10_drift(self) -> float | None:
+        """What becomes of the signal: the smaller in size of the length's gain without biases and
+        the slope's. Without biases the length is the signal; with them only the slope tells what
+        still depends on the input (a sine layer keeps its slope while its biases make most of its
+        length)."""
+        gain, slope = self.log10_gain, self.log10_slope_gain
+        if gain is None or slope is None or self.log10_length_gain is None:
+            return gain
+        if abs(gain - self.log10_length_gain) < 0.1:
+            return gain
+        return min(gain, slope, key=abs)
 
     @property
     def log10_length_gain(self) -> float | None:
@@ -430,7 +452,7 @@ _Tail = _Start | int
 
 
 def _segments(graph: LayerGraph, signals: Signals, adds: set[str]) -> Iterator[Segment]:
-    drafts = _sweep(graph, adds)
+    drafts = _sweep(graph, signals, adds)
     outputs = _reaching_outputs(graph)
     taken: set[int] = set()
     found: list[tuple[int, list[int]]] = []
@@ -466,7 +488,22 @@ def _is_head(layer: Layer) -> bool:
     return phi is not None and phi.saturating and layer.activation.op not in ("relu6", "hardtanh")
 
 
-def _sweep(graph: LayerGraph, adds: set[str]) -> list[_Draft]:
+_MINOR = 0.1  # share of the squared length below which a part of a merge does not carry it
+
+
+def _major(graph: LayerGraph, signals: Signals, values: Sequence[str]) -> list[str]:
+    """The inputs of a merge that carry its squared length; all where that is not known."""
+    weights = []
+    for value in values:
+        second = signals.get(value, UNKNOWN_SIGNAL).second_moment
+        size = graph.values[value].size
+        if second is None or size is None:
+            return list(values)
+        weights.append(second * size)
+    return [v for v, w in zip(values, weights, strict=True) if w >= _MINOR * max(weights)]
+
+
+def _sweep(graph: LayerGraph, signals: Signals, adds: set[str]) -> list[_Draft]:
     """Every layer with the layer before it on the longest path from a reset."""
     drafts: list[_Draft] = []
     tails: dict[str, _Tail] = {value: _Start("input") for value in graph.inputs}
@@ -506,6 +543,12 @@ def _sweep(graph: LayerGraph, adds: set[str]) -> list[_Draft]:
                 close(tails[v], kind)
             tail = _Start(kind)
         else:
+            if len(inputs) > 1 and node.op in ("add", "sub", "concat", "stack"):
+                strong = _major(graph, signals, inputs)
+                for v in inputs:
+                    if v not in strong:
+                        close(tails[v], "merge")
+                inputs = strong
             tail = max((tails[v] for v in inputs), key=depth, default=None)
         squashes = node.op in ("sigmoid", "hardsigmoid", "tanh")
         passes = bool(inputs) and inputs[0] in gates and node.op in _CHEAP
@@ -563,13 +606,18 @@ def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None
         elif q == 0:
             gain = length = 0.0
     parameter = graph.parameter(weight_value)
-    layer = Layer(node, nonlinear, parameter, count, draft.before, after, gain, length, affine,
-                  weight.second_moment, None, None, None, q)  # fmt: skip
+    layer = Layer(node, nonlinear, parameter, count, draft.before, after, gain, gain, length,
+                  affine, weight.second_moment, None, None, None, q)  # fmt: skip
     if count is None or q is None or bias is None:
         return layer
     z = signals.get(bend, UNKNOWN_SIGNAL)
     if z.second_moment is None:
         return layer
+    if gain is not None and layer.nonlinearity is not None and z.mean is not None:
+        moments = layer.nonlinearity.moments(z.mean, max(z.second_moment - z.mean**2, 0.0))
+        if moments.second_moment > 0:
+            steep = moments.slope * z.second_moment / moments.second_moment
+            layer = replace(layer, slope_gain=gain * steep)
     shares = layer_spread(
         layer.nonlinearity if nonlinear is not None else None,
         z.second_moment, z.mean or 0.0, count.width, bias / q if q > 0 else 0.0,

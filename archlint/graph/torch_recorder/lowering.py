@@ -297,6 +297,10 @@ class Lowerer:
         return found
 
     def _declare(self, elements: Tensor) -> str:
+        if elements.is_meta:  # a buffer of a model that was built without elements
+            return self.builder.value(
+                self.builder.fresh("buffer"), tuple(elements.shape), dtype_name(elements.dtype)
+            )
         array = _as_numpy(elements)
         if array.size <= ELEMENTS_KEPT:
             return self.builder.constant(array)
