@@ -19,6 +19,8 @@ import numpy.typing as npt
 from archlint.initialization.distribution import Distribution
 from archlint.signal.activations import IDENTITY, Activation
 
+_STEPS = 4000  # of the midpoint rule over θ
+
 Floats = npt.NDArray[np.float64]
 
 _EXACT_BELOW = 512  # neurons up to which the sum over the number of positive ones is written out
@@ -111,9 +113,9 @@ def variance_of_log(width: int, slope: float = 0.0) -> float:
     """Var ln of (1/n)Σφ(z_i)², z_i ~ N(0, 1) independent, φ with a slope below zero; given that
     not all are zero.
 
-    Given B positive ones the sum is χ²_B + s²χ²_{n−B}; with the moments of that sum matched by a
-    scaled χ² of ν degrees of freedom (exact at s = 0, ±1) the total variance of the logarithm is
-    E ψ₁(ν/2) + Var(ψ(ν/2) + ln(sum's mean·2/ν)).
+    Given B positive ones the sum is χ²_B + s²χ²_{n−B}. For s = 0 the total variance is
+    E ψ₁(B/2) + Var ψ(B/2); else the sum is χ²_n·(s² + (1 − s²)u) with u ~ Beta(B/2, (n − B)/2)
+    independent of χ²_n, so that it is ψ₁(n/2) + Var ln(s² + (1 − s²)u). Both are exact.
     """
     s2 = slope * slope
     if s2 == 1.0:
@@ -121,16 +123,34 @@ def variance_of_log(width: int, slope: float = 0.0) -> float:
     if width > _EXACT_BELOW:  # the expansion's next term is below a hundredth of this
         kappa = 6 * (1 + s2 * s2) / (1 + s2) ** 2 - 1
         return kappa / width * (1 + 3.7 * kappa / 5 / width)
-    b = np.arange(0 if s2 else 1, width + 1, dtype=np.float64)
+    b = np.arange(width + 1, dtype=np.float64)
     choose = np.array([math.lgamma(width + 1) - math.lgamma(k + 1) - math.lgamma(width - k + 1)
                        for k in b])  # fmt: skip
     weight = np.exp(choose - width * math.log(2))
-    weight /= weight.sum()
-    mean = b + s2 * (width - b)
-    half = mean**2 / (b + s2 * s2 * (width - b)) / 2
-    expected = digamma_of(half) + np.log(mean / half)
+    if s2 == 0.0:
+        weight = weight[1:] / weight[1:].sum()
+        expected, inner = digamma_of(b[1:] / 2), trigamma_of(b[1:] / 2)
+    else:
+        expected, inner = _logs_of_mixtures(width, s2)
+        inner = inner + trigamma(width / 2)
     centre = float(weight @ expected)
-    return float(weight @ trigamma_of(half)) + float(weight @ (expected - centre) ** 2)
+    return float(weight @ inner) + float(weight @ (expected - centre) ** 2)
+
+
+def _logs_of_mixtures(width: int, s2: float) -> tuple[Floats, Floats]:
+    """Mean and variance of ln(s² + (1 − s²)u), u ~ Beta(B/2, (n − B)/2), for B = 0 … n.
+
+    With u = sin²θ the density is sin^(B−1)θ·cos^(n−B−1)θ, without a singularity."""
+    theta = (np.arange(_STEPS) + 0.5) * (math.pi / 2 / _STEPS)
+    value = np.log(s2 + (1 - s2) * np.sin(theta) ** 2)
+    b = np.arange(1, width)[:, None]
+    log_density = (b - 1) * np.log(np.sin(theta)) + (width - b - 1) * np.log(np.cos(theta))
+    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+    density /= density.sum(axis=1, keepdims=True)
+    mean = density @ value
+    variance = density @ value**2 - mean**2
+    return (np.concatenate([[math.log(s2)], mean, [0.0]]),
+            np.concatenate([[0.0], np.maximum(variance, 0.0), [0.0]]))  # fmt: skip
 
 
 def median_loss(beta: float) -> float:

@@ -1,0 +1,119 @@
+"""The spread of narrow layers and of stacks, the growth of residual streams, against draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+from torch import nn
+
+from archlint.graph.from_torch import load_torch
+from archlint.signal.activations import activation
+from archlint.signal.analysis import analyse
+from archlint.signal.criticality import critical
+from archlint.signal.spread import (
+    chance_of_loss,
+    dead_probability,
+    digamma_of,
+    trigamma_of,
+    variance_of_log,
+)
+from tests.rules.models import Residual, he, mlp
+
+
+def test_polygamma() -> None:
+    x = np.concatenate([np.linspace(0.01, 5, 200), np.geomspace(5, 1e6, 100)])
+    assert np.allclose(digamma_of(x), special.digamma(x), rtol=1e-10, atol=1e-10)
+    assert np.allclose(trigamma_of(x), special.polygamma(1, x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("width", [4, 8, 15, 32, 200, 700])
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.5, 1.0])
+def test_variance_of_log(width: int, slope: float) -> None:
+    rng = np.random.default_rng(width)
+    z = rng.standard_normal((40_000 if width < 100 else 8_000, width))
+    m = np.where(z > 0, z, slope * z) ** 2
+    logs = np.log(m.mean(1)[m.mean(1) > 0])
+    error = logs.var() * math.sqrt((stats.kurtosis(logs, fisher=False) - 1) / logs.size)
+    assert abs(variance_of_log(width, slope) - logs.var()) <= 4 * error
+
+
+def test_chances() -> None:
+    rng = np.random.default_rng(0)
+    for beta in (1.0, 2.5, 10.0):
+        m = rng.normal(-beta / 2, math.sqrt(beta), 200_000)
+        share = float((m < -math.log(10)).mean())
+        assert chance_of_loss(beta) == pytest.approx(share, abs=5 * math.sqrt(share / 200_000))
+    assert dead_probability((10,) * 5) == pytest.approx(0.0049, abs=1e-4)
+
+
+def _lengths(
+    build: Callable[[], nn.Module], width: int, draws: int, samples: int = 1
+) -> np.ndarray:
+    """The mean square that enters the head, a number a draw; fresh N(0,1) inputs for each where
+    there are many, else one input for all."""
+    torch.manual_seed(3)
+    x = torch.randn(samples, width, dtype=torch.float64)
+    found: list[float] = []
+    with torch.no_grad():
+        for _ in range(draws):
+            network = build().double()
+            head = network[-1] if isinstance(network, nn.Sequential) else network.head
+            head.register_forward_pre_hook(lambda _m, i: found.append(float(i[0].square().mean())))
+            network(x if samples == 1 else torch.randn_like(x))
+    return np.array([m for m in found if m > 0])
+
+
+@pytest.mark.parametrize(("depth", "width"), [(10, 15), (30, 15), (20, 64)])
+def test_beta_of_a_stack(depth: int, width: int) -> None:
+    """β against the variance of ln M over 400 draws: three standard errors or 20 %."""
+    graph = load_torch(mlp(depth, width, he))
+    (segment,) = analyse(graph).segments
+    logs = np.log(_lengths(lambda: mlp(depth, width, he), width, 400))
+    beta = segment.spread
+    assert beta is not None
+    error = logs.var() * math.sqrt(2 / logs.size)
+    assert abs(beta - logs.var()) <= max(3 * error, 0.2 * logs.var())
+
+
+@pytest.mark.parametrize("ending", ["linear", "relu"])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_growth_of_a_residual_stream(ending: str, scale: float) -> None:
+    blocks, width = 8, 256
+
+    def build() -> nn.Module:
+        return Residual(blocks, width, scale, ending)
+
+    analysis = analyse(load_torch(build()))
+    (trunk,) = analysis.trunks
+    growth = trunk.log10_growth(analysis.signals)
+    assert growth is not None
+    lengths = _lengths(build, width, 120, samples=64)
+    error = float(lengths.std(ddof=1) / lengths.size**0.5 / lengths.mean())
+    # Finite width: a stream of 256 elements is a few percent off the wide limit when one-sided.
+    assert abs(10**growth / lengths.mean() - 1) <= 4 * error + 0.03
+
+
+@pytest.mark.parametrize(
+    ("op", "gain", "bias"),
+    [("relu", 2.0, 0.0), ("gelu", 1.98306, 0.17292), ("silu", 1.98801, 0.55514),
+     ("selu", 1.0, 0.0), ("tanh", 1.0, 0.0), ("elu", 1.5505, 0.0), ("relu6", 2.0, 0.0)],
+)  # fmt: skip
+def test_critical_initialization(op: str, gain: float, bias: float) -> None:
+    phi = activation(op, {})
+    assert phi is not None
+    found = critical(phi)
+    assert found is not None
+    assert found.weight_gain == pytest.approx(gain, rel=1e-4)
+    assert found.bias_variance == pytest.approx(bias, abs=1e-4)
+
+
+@pytest.mark.parametrize("op", ["sigmoid", "softplus", "hardsigmoid"])
+def test_no_scale_rescues_a_squashing_stack(op: str) -> None:
+    phi = activation(op, {})
+    assert phi is not None
+    assert critical(phi) is None
