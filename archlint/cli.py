@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -261,6 +262,7 @@ def complain(error: ArchlintError) -> None:
 
 def main() -> None:
     """The entry point: no traceback for a user's mistake, a quiet end behind ``| head``."""
+    gc.set_threshold(100_000, 20, 20)  # imports make many objects and no garbage
     try:
         cli.main(standalone_mode=False)
     except ArchlintError as error:

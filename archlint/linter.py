@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,11 +187,24 @@ def check(
 def _check_one(
     target: str | Path, inputs: Mapping[str, Any] | None, config: Config, rules: Sequence[Rule]
 ) -> TargetReport:
+    """Lint one target; whatever goes wrong stays with it, so that the others are linted."""
     try:
-        resolved = resolve(target, inputs)
-        graph = load(resolved, config.mode)
+        return _linted(target, inputs, config, rules)
     except ArchlintError as error:
         return TargetReport(str(target), error=error)
+    except Exception as error:  # a mistake of archlint's own
+        if "ARCHLINT_DEBUG" in os.environ:
+            raise
+        return TargetReport(str(target), error=ArchlintError(
+            f"{target}: archlint failed on this model: {type(error).__name__}: {error}",
+            "this is a mistake of archlint: please report it, with the traceback that "
+            "ARCHLINT_DEBUG=1 shows"))  # fmt: skip
+
+
+def _linted(
+    target: str | Path, inputs: Mapping[str, Any] | None, config: Config, rules: Sequence[Rule]
+) -> TargetReport:
+    graph = load(resolve(target, inputs), config.mode)
     from archlint.signal.analysis import analyse
 
     analysis = analyse(graph)

@@ -49,7 +49,7 @@ class Moments:
 
 
 def _ratio(fourth: float, second: float) -> float:
-    return fourth / (second * second) if second > 0 else math.nan
+    return fourth / second / second if second > 1e-150 else math.nan
 
 
 @dataclass(frozen=True)

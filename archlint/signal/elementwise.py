@@ -149,7 +149,8 @@ def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
     side = a.one_sided if sign > 0 and a.one_sided == b.one_sided else 0
     spread = None
     if a.spread is not None and b.spread is not None and second > 0:
-        spread = (a.spread * a.second_moment**2 + b.spread * b.second_moment**2) / second**2
+        one, two = a.second_moment / second, b.second_moment / second
+        spread = a.spread * one * one + b.spread * two * two
     return Signal(a.mean + sign * b.mean, second,
                   joint(a.position_correlation, b.position_correlation),
                   joint(a.sample_correlation, b.sample_correlation), spread,
