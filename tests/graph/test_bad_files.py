@@ -124,7 +124,10 @@ def test_sizes_that_promise_too_much(tmp_path: Path, dims: list[int]) -> None:
 
 def test_cycles_duplicates_missing_inputs(tmp_path: Path) -> None:
     cases: dict[str, list[onnx.NodeProto]] = {
-        "cycle": [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])],
+        "cycle": [
+            helper.make_node("Add", ["x", "b"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+        ],
         "twice": [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Tanh", ["x"], ["a"])],
         "missing": [helper.make_node("MatMul", ["x", "nowhere"], ["y"])],
     }  # fmt: skip
@@ -158,7 +161,8 @@ def test_unknown_operators_are_counted(tmp_path: Path) -> None:
 
 def test_nested_branches_500_deep(tmp_path: Path) -> None:
     body = helper.make_graph([helper.make_node("Relu", ["x"], ["o"])], "b", [],
-                             [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])  # fmt: skip
+                             [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
+                             )  # fmt: skip
     for i in range(500):
         node = helper.make_node("If", ["c"], ["o"], then_branch=body, else_branch=body)
         if i > 12:  # both branches alike would double the file at every level
@@ -172,14 +176,15 @@ def test_nested_branches_500_deep(tmp_path: Path) -> None:
 
 def _leaf() -> onnx.GraphProto:
     return helper.make_graph([helper.make_node("Tanh", ["x"], ["o"])], "l", [],
-                             [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)])  # fmt: skip
+                             [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
+                             )  # fmt: skip
 
 
 def _works_or_refuses(make: Callable[[], Path]) -> None:
     try:
         verify(load_onnx(make()))
     except ArchlintError as error:
-        assert error.hint
+        assert error.hint  # noqa: PT017
 
 
 def test_a_long_chain_whose_length_underflows(tmp_path: Path) -> None:
@@ -212,4 +217,4 @@ def test_random_bytes_never_escape(tmp_path: Path) -> None:
         try:
             analyse(verify(load_onnx(path)))
         except ArchlintError as error:
-            assert "\n" not in error.message
+            assert "\n" not in error.message  # noqa: PT017
