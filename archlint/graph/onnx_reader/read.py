@@ -13,7 +13,9 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -154,13 +156,26 @@ def read_model(path: Path) -> ModelFile:
                 proto = onnx.ModelProto.FromString(slim(buffer, size, token))
     except (WireError, DecodeError) as error:
         if all(byte < 128 and (byte >= 32 or byte in b"\t\r\n\f") for byte in head):
-            raise ArchlintError(f"{path} is a text file, not an ONNX file", None) from error
+            raise ArchlintError(
+                f"{path} is a text file, not an ONNX file", "name the exported model"
+            ) from error
+        if "depth" in str(error).lower():
+            raise ArchlintError(
+                f"{path} nests bodies of If, Loop or Scan more deeply than protobuf reads",
+                "export the model without so many nested conditions",
+            ) from error
         raise ArchlintError(
             f"{path} is not an ONNX file, or is damaged or cut short",
             "export or download it again",
         ) from error
     except OSError as error:
-        raise ArchlintError(f"{path} cannot be read: {error.strerror}", None) from error
+        raise ArchlintError(
+            f"{path} cannot be read: {error.strerror}", "check the file and its permissions"
+        ) from error
+    if not _is_text(proto):
+        raise ArchlintError(
+            f"{path} is damaged: a name in it is not UTF-8", "export or download it again"
+        )
     if not proto.HasField("graph") or (not proto.graph.node and not proto.graph.output):
         raise ArchlintError(
             f"{path} is not an ONNX file, or is damaged or cut short: it holds no graph",
@@ -169,6 +184,36 @@ def read_model(path: Path) -> ModelFile:
     if not proto.opset_import and proto.ir_version >= 3:
         raise ArchlintError(f"{path} names no opset", "export or download it again")
     return ModelFile(path, proto, token)
+
+
+def _is_text(proto: onnx.ModelProto) -> bool:
+    """Whether every name that is looked up is text: protobuf hands over what is not UTF-8 as
+    bytes, which no table of operators or values holds."""
+    pending: list[Any] = [proto.graph, *proto.functions]
+    names: list[object] = [o.domain for o in proto.opset_import]
+    while pending:
+        graph = pending.pop()
+        if isinstance(graph, onnx.FunctionProto):
+            names += (graph.name, graph.domain, *graph.input, *graph.output, *graph.attribute)
+            names += (o.domain for o in graph.opset_import)
+        else:
+            for info in chain(graph.input, graph.output):
+                names.append(info.name)
+                names += (d.dim_param for d in info.type.tensor_type.shape.dim)
+            for tensor in graph.initializer:
+                names.append(tensor.name)
+                names += (text for e in tensor.external_data for text in (e.key, e.value))
+            names += (text for s in graph.sparse_initializer
+                      for text in (s.values.name, s.indices.name))  # fmt: skip
+        for node in graph.node:
+            names += (node.op_type, node.domain, node.name, *node.input, *node.output)
+            names += (text for e in node.metadata_props for text in (e.key, e.value))
+            for a in node.attribute:
+                names += (a.name, a.ref_attr_name)
+                if a.HasField("g"):
+                    pending.append(a.g)
+                pending.extend(a.graphs)
+    return all(type(name) is str for name in names)
 
 
 # --------------------------------------------------------------------------- tensors
@@ -271,7 +316,9 @@ def _external(
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", str(needed)))
     except ValueError as error:
-        raise ArchlintError(f"{where} has no readable offset or length", None) from error
+        raise ArchlintError(
+            f"{where} has no readable offset or length", "export or download the model again"
+        ) from error
     size = path.stat().st_size
     if offset < 0 or length != needed:
         raise ArchlintError(
@@ -294,7 +341,7 @@ def _external_path(model: Path, location: str, where: str) -> Path:
     relative = Path(location.replace("\\", "/"))
     refused = "external data must lie in the model's own folder: move the file there"
     if not location or "\0" in location:
-        raise ArchlintError(f"{where} names no external data file", None)
+        raise ArchlintError(f"{where} names no external data file", "export the model again")
     if relative.is_absolute() or ":" in location.split("/")[0]:
         raise ArchlintError(f"{where} asks for the absolute path {location}", refused)
     if ".." in relative.parts:
@@ -310,7 +357,12 @@ def _external_path(model: Path, location: str, where: str) -> Path:
                 f"copy it beside {model.name}",
             )
         if not os.access(resolved, os.R_OK):
-            raise ArchlintError(f"{where} is in the file {location}, which cannot be read", None)
+            raise ArchlintError(
+                f"{where} is in the file {location}, which cannot be read",
+                "check the file's permissions",
+            )
     except OSError as error:
-        raise ArchlintError(f"{where}: {location} cannot be read", None) from error
+        raise ArchlintError(
+            f"{where}: {location} cannot be read", "check the path of the external data"
+        ) from error
     return resolved

@@ -27,7 +27,7 @@ _WALK: dict[str, dict[int, str]] = {
 _RAW_DATA = 9
 _EXTERNAL_DATA = 13
 _DATA_LOCATION = 14
-_MOST_NESTED = 64
+_MOST_NESTED = 100  # messages within messages, as protobuf itself allows
 
 
 class WireError(ValueError):
@@ -99,7 +99,7 @@ def _slim(
     buffer: Buffer, at: int, end: int, kind: str, location: str, depth: int
 ) -> Iterator[bytes]:
     if depth > _MOST_NESTED:
-        raise WireError("nested too deeply")
+        raise WireError("the depth of nested messages is beyond what protobuf reads")
     inner = _WALK.get(kind, {})
     reference: tuple[int, int] | None = None
     kept = at  # everything from here to the current field is copied as it is
