@@ -79,7 +79,10 @@ def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:
 
 
 def _carries_signal(graph: LayerGraph, node: Node) -> bool:
-    """Whether a node computes real numbers, rather than integers or truth values."""
+    """Whether a node computes real numbers, rather than integers or truth values.
+
+    Below an unknown op the type may be unknown too: it is taken for a real one.
+    """
     if node.op in OPS and OPS[node.op].kind == "index":
         return False
-    return any("float" in (graph.values[out].dtype or "") for out in node.outputs)
+    return any("float" in (graph.values[out].dtype or "float") for out in node.outputs)

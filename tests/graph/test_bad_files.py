@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from archlint.errors import ArchlintError
 from archlint.graph.from_onnx import load_onnx
 from archlint.graph.model import verify
+from archlint.graph.onnx_reader.wire import field
 from archlint.signal.analysis import analyse
 from archlint.target import resolve
 from tests.benchmarks.bench_chain import chain
@@ -155,36 +158,42 @@ def test_unknown_operators_are_counted(tmp_path: Path) -> None:
     nodes = [helper.make_node("Frobnicate", ["x"], ["a"], domain="org.example"),
              helper.make_node("Relu", ["a"], ["y"])]  # fmt: skip
     analysis = analyse(verify(load_onnx(raw(tmp_path / "m.onnx", graph_of(nodes, [])))))
-    assert analysis.coverage.unmodelled == {"Frobnicate": 1}
+    assert analysis.coverage.unmodelled == {"org.example.Frobnicate": 1}
     assert analysis.coverage.cut_off == 1
 
 
-def test_nested_branches_500_deep(tmp_path: Path) -> None:
-    body = helper.make_graph([helper.make_node("Relu", ["x"], ["o"])], "b", [],
+def nested(depth: int, known: bool) -> bytes:
+    """A model of ``depth`` conditions within each other, written without protobuf's own limit."""
+    leaf = helper.make_graph([helper.make_node("Tanh", ["x"], ["o"])], "b", [],
                              [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
                              )  # fmt: skip
-    for i in range(500):
-        node = helper.make_node("If", ["c"], ["o"], then_branch=body, else_branch=body)
-        if i > 12:  # both branches alike would double the file at every level
-            node = helper.make_node("If", ["c"], ["o"], then_branch=body, else_branch=_leaf())
-        body = helper.make_graph([node], "b", [], body.output)
-        if i > 90:
-            break  # protobuf itself reads no more than a hundred levels
-    model = graph_of(list(body.node), [numpy_helper.from_array(np.array(True), "c")])
-    _works_or_refuses(lambda: raw(tmp_path / "deep.onnx", model))
+    flat = helper.make_node("If", ["c"], ["o"], else_branch=leaf).SerializeToString()
+    shell = helper.make_graph([], "b", [], leaf.output).SerializeToString()
+    graph = leaf.SerializeToString()
+    for _ in range(depth):
+        branch = onnx.AttributeProto(name="then_branch", type=onnx.AttributeProto.GRAPH)
+        node = flat + field(5, branch.SerializeToString() + field(6, graph))
+        graph = shell + field(1, node)
+    condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    outer = graph_of([], [numpy_helper.from_array(np.array(True), "c")] if known else [])
+    del outer.graph.output[:]
+    if not known:
+        outer.graph.input.append(condition)
+    whole = field(7, outer.graph.SerializeToString() + graph)
+    outer.ClearField("graph")
+    return outer.SerializeToString() + whole
 
 
-def _leaf() -> onnx.GraphProto:
-    return helper.make_graph([helper.make_node("Tanh", ["x"], ["o"])], "l", [],
-                             [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
-                             )  # fmt: skip
-
-
-def _works_or_refuses(make: Callable[[], Path]) -> None:
-    try:
-        verify(load_onnx(make()))
-    except ArchlintError as error:
-        assert error.hint  # noqa: PT017
+@pytest.mark.parametrize("known", [True, False])
+def test_nested_branches(tmp_path: Path, known: bool) -> None:
+    """protobuf reads a hundred messages within each other, three to a branch."""
+    path = tmp_path / "deep.onnx"
+    path.write_bytes(nested(31, known))
+    graph = verify(load_onnx(path))
+    assert sum(node.op == "tanh" for node in graph.nodes) == (1 if known else 32)
+    for depth in (33, 500):
+        path.write_bytes(nested(depth, known))
+        assert "nests bodies" in refusal(path).message
 
 
 def test_a_long_chain_whose_length_underflows(tmp_path: Path) -> None:
@@ -192,29 +201,22 @@ def test_a_long_chain_whose_length_underflows(tmp_path: Path) -> None:
     assert analysis.coverage.unmodelled == {}
 
 
-def test_random_bytes_never_escape(tmp_path: Path) -> None:
-    """Mutated files end in a graph that holds or in one clear line."""
-    rng = np.random.default_rng(7)
-    whole = np.frombuffer(
-        raw(tmp_path / "s.onnx", graph_of(MATMUL, [matrix()])).read_bytes(), np.uint8
-    )
-    path = tmp_path / "m.onnx"
-    for _ in range(300):
-        data = whole.copy()
-        kind, at = rng.integers(4), int(rng.integers(data.size))
-        if kind == 0:
-            data[at] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            n = int(rng.integers(1, 16))
-            data[at : at + n] = rng.integers(0, 256, data[at : at + n].size, dtype=np.uint8)
-        elif kind == 2:
-            data = np.delete(data, slice(at, at + int(rng.integers(1, 8))))
-        else:
-            data = np.insert(
-                data, at, rng.integers(0, 256, int(rng.integers(1, 8)), dtype=np.uint8)
-            )
-        path.write_bytes(data.tobytes())
-        try:
-            analyse(verify(load_onnx(path)))
-        except ArchlintError as error:
-            assert "\n" not in error.message  # noqa: PT017
+def mutations(count: int, seed: int, files: list[Path], seconds: float) -> None:
+    """In a process of its own: a crash, a hang and a flood of memory are failures as well."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.graph.mutate", str(count), str(seed), *map(str, files)],
+        capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\nthe last: {done.stderr[-200:]}"
+
+
+def test_random_bytes_never_escape(real_files: Mapping[str, Path]) -> None:
+    """A sample of what the study below does, of small files."""
+    files = [path for path in real_files.values() if path.stat().st_size < 300_000]
+    mutations(40, 1, [FIXTURE, *files], 250)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_two_thousand_mutations_of_real_files(real_files: Mapping[str, Path]) -> None:
+    mutations(2000, 2, [FIXTURE, *real_files.values()], 7000)

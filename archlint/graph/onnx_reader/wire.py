@@ -46,7 +46,7 @@ def _varint(buffer: Buffer, at: int, end: int) -> tuple[int, int]:
     raise WireError("a number runs past the end")
 
 
-def _fields(buffer: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def fields(buffer: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """(field number, wire type, start of the key, start of the payload, end) of each field."""
     while at < end:
         start = at
@@ -78,12 +78,13 @@ def _encode(number: int) -> bytes:
     return bytes(out)
 
 
-def _field(number: int, payload: bytes) -> bytes:
+def field(number: int, payload: bytes) -> bytes:
+    """One field of bytes: a string, a message."""
     return _encode(number << 3 | _BYTES) + _encode(len(payload)) + payload
 
 
 def _entry(key: str, value: str) -> bytes:
-    return _field(_EXTERNAL_DATA, _field(1, key.encode()) + _field(2, value.encode()))
+    return field(_EXTERNAL_DATA, field(1, key.encode()) + field(2, value.encode()))
 
 
 def slim(buffer: Buffer, size: int, location: str) -> bytes:
@@ -103,7 +104,7 @@ def _slim(
     inner = _WALK.get(kind, {})
     reference: tuple[int, int] | None = None
     kept = at  # everything from here to the current field is copied as it is
-    for number, wire, start, payload, stop in _fields(buffer, at, end):
+    for number, wire, start, payload, stop in fields(buffer, at, end):
         if wire != _BYTES or stop - payload <= SMALL:
             continue
         if kind == "tensor" and number == _RAW_DATA:
@@ -113,7 +114,7 @@ def _slim(
         elif number in inner:
             yield buffer[kept:start]
             child = b"".join(_slim(buffer, payload, stop, inner[number], location, depth + 1))
-            yield _field(number, child)
+            yield field(number, child)
             kept = stop
     yield buffer[kept:end]
     if reference is not None:  # last, since the last data_location is the one that counts
