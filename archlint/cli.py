@@ -1,21 +1,21 @@
-"""The command line: ``archlint check``, ``rule``, ``graph``. Heavy imports wait for the command."""
+"""The command line: ``archlint check``, ``profile``, ``rule``, ``graph``. Heavy imports wait for
+the command."""
 
 from __future__ import annotations
 
 import gc
-import os
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from archlint import __version__
 from archlint.errors import ArchlintError
+from archlint.terminal import clear_progress, complain, console, progress, put, warn
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable
 
     from archlint.config import Config
     from archlint.linter import Report
@@ -43,6 +43,27 @@ def cli() -> None:
     """
 
 
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a target is built and called."""
+    for option in (
+        click.option("--config", "config_file", type=click.Path(dir_okay=False), metavar="FILE",
+                     help="A pyproject.toml to use."),
+        click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS",
+                     help="How long importing, building and running a Python target may take; "
+                          "0 is no limit.  [default: 300]"),
+        click.option("--mode", type=click.Choice(["train", "eval"]),
+                     help="How BatchNorm and dropout are meant.  [default: train]"),
+        click.option("--kwargs", metavar="JSON",
+                     help="Keyword arguments of the class or function, such as "
+                          "'{\"depth\": 3}'."),
+        click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:TYPE]",
+                     help="Shape of an input, such as x:2x3x224x224 or ids:2x128:int64; "
+                          "batch.ids:2x128:int64 is the entry of a dict."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("targets", nargs=-1)
 @click.option("--select", multiple=True, metavar="CODES", help="Rules to run, such as ARC1,ARC301.")
@@ -54,14 +75,9 @@ def cli() -> None:
               help="Write findings to a file.")  # fmt: skip
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]),
               help="Adam tolerates twice the drift in decades.")  # fmt: skip
-@click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:TYPE]",
-              help="Shape of an input, such as x:2x3x224x224 or ids:2x128:int64.")  # fmt: skip
-@click.option("--mode", type=click.Choice(["train", "eval"]),
-              help="How BatchNorm and dropout are meant.")  # fmt: skip
+@_model_options
 @click.option("--statistics", is_flag=True, help="Print how often each rule fired.")
 @click.option("--explain-silence", is_flag=True, help="Say why rules found nothing to report.")
-@click.option("--config", "config_file", type=click.Path(dir_okay=False), metavar="FILE",
-              help="A pyproject.toml to use.")  # fmt: skip
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but findings and errors.")
 def check(
     targets: tuple[str, ...],
@@ -72,67 +88,69 @@ def check(
     output_file: str | None,
     optimizer: str | None,
     inputs: tuple[str, ...],
+    kwargs: str | None,
     mode: str | None,
+    timeout: float | None,
     statistics: bool,
     explain_silence: bool,
     config_file: str | None,
     quiet: bool,
 ) -> None:
-    """Lint models: TARGETS are ONNX files or folders of them.
+    """Lint models.
+
+    \b
+    TARGETS are
+      model.onnx, model.pt2                 files (of a folder: the .onnx files in it)
+      net.py:Net, package.module:build      classes, functions or instances in Python code
+      'timm:create_model("resnet50")'       calls with literal arguments
+      net.py                                every nn.Module class defined in the file that needs
+                                            no arguments and is no part of another one
+
+    Python code is imported from the working directory, and its models are built without
+    allocating their weights.
 
     Exit code: 0 clean, 1 findings at or above --fail-on, 2 something could not be linted.
     """
-    from dataclasses import replace
-
-    from archlint.config import load_config
     from archlint.linter import check as lint_targets
-    from archlint.target import expand, parse_input
+    from archlint.target import expand, parse_inputs, parse_kwargs
+    from archlint.user_code import stdout_as_stderr
 
-    config = load_config(Path(config_file) if config_file else None)
-    given: dict[str, Any] = {
-        "select": _codes(select), "ignore": _codes(ignore), "fail_on": fail_on,
-        "optimizer": optimizer, "mode": mode,
-    }  # fmt: skip
-    config = replace(config, **{key: value for key, value in given.items() if value})
+    config = _config(config_file, select=_codes(select), ignore=_codes(ignore), fail_on=fail_on,
+                     optimizer=optimizer, mode=mode, timeout=timeout)  # fmt: skip
     wanted = expand(targets or config.targets)
     if not wanted:
         raise ArchlintError(
             "nothing to lint: no target is named and [tool.archlint] lists none",
-            "archlint model.onnx",
+            "archlint model.onnx, or archlint net.py:Net",
         )
-    report = lint_targets(
-        wanted, dict(parse_input(text) for text in inputs), config, _progress(len(wanted), quiet)
-    )
-    _clear_progress()
-    for error in report.errors:
-        complain(error)
-    _put(_rendered(report, config, form, statistics, explain_silence, quiet, output_file),
-         output_file)  # fmt: skip
+    with stdout_as_stderr() as out:
+        report = lint_targets(
+            wanted, parse_inputs(inputs), config, progress(len(wanted), quiet),
+            parse_kwargs(kwargs) if kwargs is not None else None,
+        )  # fmt: skip
+        clear_progress()
+        for error in report.errors:
+            complain(error)
+        for remark in () if quiet else report.remarks:
+            warn(remark)
+        text = _rendered(report, config, form, statistics, explain_silence, quiet,
+                         None if output_file else out)  # fmt: skip
+        put(text, output_file, out)
     raise SystemExit(report.exit_code(config.fail_on))
+
+
+def _config(file: str | None, **given: Any) -> Config:
+    """The configuration with what the command line says instead."""
+    from dataclasses import replace
+
+    from archlint.config import load_config
+
+    config = load_config(Path(file) if file else None)
+    return replace(config, **{k: v for k, v in given.items() if v is not None and v != ()})
 
 
 def _codes(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(code for value in values for code in value.replace(",", " ").split())
-
-
-def _progress(count: int, quiet: bool) -> Any:
-    """A line on stderr that names the target at hand, where somebody looks and there are many."""
-    if quiet or count < 2 or not sys.stderr.isatty():
-        return None
-    seen = 0
-
-    def show(target: str) -> None:
-        nonlocal seen
-        seen += 1
-        sys.stderr.write(f"\r\x1b[2K[{seen}/{count}] {target[-60:]}")
-        sys.stderr.flush()
-
-    return show
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[2K")
 
 
 def _rendered(
@@ -142,7 +160,7 @@ def _rendered(
     statistics: bool,
     explain_silence: bool,
     quiet: bool,
-    output_file: str | None,
+    out: TextIO | None,
 ) -> str:
     if form == "json":
         from archlint.report.json import render
@@ -160,44 +178,10 @@ def _rendered(
         return concise.render(report)
     from archlint.report import full
 
-    console = _console(output_file is not None)
-    with console.capture() as capture:
-        full.write(report, console, explain_silence)
+    screen = console(out, to_file=out is None)
+    with screen.capture() as capture:
+        full.write(report, screen, explain_silence)
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
-
-
-def _console(to_file: bool = False) -> Console:
-    from rich.console import Console
-
-    if to_file or not sys.stdout.isatty():
-        return Console(file=sys.stdout, width=100, highlight=False, no_color=True,
-                       force_terminal=False, legacy_windows=False)  # fmt: skip
-    return Console(highlight=False)
-
-
-def _put(text: str, output_file: str | None) -> None:
-    """To standard output, or to a file: whole or not at all."""
-    if output_file is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    path = Path(output_file)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as error:
-        raise ArchlintError(
-            f"{output_file} cannot be written: {error.strerror}", "choose another --output-file"
-        ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @cli.command()
@@ -212,7 +196,7 @@ def rule(name: str | None, every: bool) -> None:
         lines = [
             f"{r.code}  {r.slug:<26} {r.severity.label:<8} {r.title()}\n" for r in known
         ]  # fmt: skip
-        _put("".join(lines), None)
+        put("".join(lines))
         return
     found = known.get(name)
     if found is None:
@@ -226,38 +210,36 @@ def rule(name: str | None, every: bool) -> None:
     if sys.stdout.isatty():
         from rich.markdown import Markdown
 
-        console = _console()
-        with console.capture() as capture:
-            console.print(Markdown(page))
+        screen = console()
+        with screen.capture() as capture:
+            screen.print(Markdown(page))
         page = capture.get()
-    _put(page, None)
+    put(page)
 
 
 @cli.command()
 @click.argument("target")
-@click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:TYPE]",
-              help="Shape of an input.")  # fmt: skip
-@click.option("--mode", type=click.Choice(["train", "eval"]), default="train", show_default=True,
-              help="How BatchNorm and dropout are meant.")  # fmt: skip
-def graph(target: str, inputs: tuple[str, ...], mode: str) -> None:
+@_model_options
+def graph(
+    target: str,
+    inputs: tuple[str, ...],
+    kwargs: str | None,
+    mode: str | None,
+    timeout: float | None,
+    config_file: str | None,
+) -> None:
     """Show how a model was understood, node by node: what a bug report needs."""
-    from archlint.linter import load
+    from archlint.linter import load, one_model
     from archlint.report.graph import render
     from archlint.signal.analysis import analyse
-    from archlint.target import parse_input, resolve
+    from archlint.target import parse_inputs, parse_kwargs, resolve
+    from archlint.user_code import stdout_as_stderr
 
-    resolved = resolve(target, dict(parse_input(text) for text in inputs))
-    _put(render(analyse(load(resolved, mode))), None)
-
-
-def complain(error: ArchlintError) -> None:
-    """Print a user's mistake: one line and a hint."""
-    line = " ".join(error.message.split())
-    click.secho("error", fg="red", bold=True, nl=False, err=True)
-    click.echo(f": {line}", err=True)
-    if error.hint:
-        click.secho("  hint", fg="cyan", nl=False, err=True)
-        click.echo(f": {error.hint}", err=True)
+    config = _config(config_file, mode=mode, timeout=timeout)
+    with stdout_as_stderr() as out:
+        resolved = resolve(target, parse_inputs(inputs), parse_kwargs(kwargs) if kwargs else None)
+        model = one_model(resolved, config.timeout)
+        put(render(analyse(load(model, config.mode, config.timeout))), out=out)
 
 
 def main() -> None:
@@ -275,5 +257,4 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["confirmed", "refuted", "inconclusive"]
 Scalar = str | int | float | bool | None
+
+
+def short_path(path: str) -> str:
+    """A path below the working directory relative to it; any other as it is."""
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 class Severity(enum.IntEnum):
@@ -40,9 +46,10 @@ class Site:
     node: str | None = None
 
     def __str__(self) -> str:
+        file = short_path(self.file)
         if self.line is None:
-            return f"{self.file}#{self.node}" if self.node else self.file
-        return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")
+            return f"{file}#{self.node}" if self.node else file
+        return f"{file}:{self.line}" + (f":{self.column}" if self.column else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,12 @@ from archlint.config import Config
 from archlint.errors import ArchlintError
 from archlint.finding import Finding, NotApplicable, Severity
 from archlint.rule import Context, Registry, Rule, options_from, registry
-from archlint.target import Target, resolve
+from archlint.silence import Silence, Suppressions
+from archlint.target import Configured, Target, resolve
 
 if TYPE_CHECKING:
-    from archlint.graph.model import LayerGraph
+    from archlint.graph.model import LayerGraph, Mode
     from archlint.signal.analysis import Analysis
-
-
-@dataclass(frozen=True)
-class Silence:
-    """Why a rule said nothing about a place."""
-
-    code: str
-    reason: str
-    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,10 @@ class TargetReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a run, target by target."""
+    """The result of a run, target by target. ``remarks`` are on what was not looked at."""
 
     targets: tuple[TargetReport, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -154,67 +147,124 @@ def _no_initialization(graph: LayerGraph) -> str:
     return ""
 
 
-def load(target: Target, mode: str = "train") -> LayerGraph:
-    """The layer graph of a target."""
-    from archlint.graph.from_onnx import load_onnx
+def load(target: Target, mode: str = "train", timeout: float | None = None) -> LayerGraph:
+    """The layer graph of a target. ``timeout`` limits the seconds that Python code may take."""
+    how: Mode = "eval" if mode == "eval" else "train"
+    if target.is_onnx:
+        from archlint.graph.from_onnx import load_onnx
 
-    return load_onnx(target.path, target.inputs or None, "eval" if mode == "eval" else "train")
+        assert target.path is not None  # a file
+        return load_onnx(target.path, onnx_inputs(target), how)
+    from archlint.python_target import load_python
+
+    return load_python(target, how, timeout)
+
+
+def onnx_inputs(target: Target) -> Mapping[str, Any] | None:
+    """Shapes and types by name: what an ONNX file is told, whatever form they were given in."""
+    if not target.inputs:
+        return None
+    if not isinstance(target.inputs, Mapping):
+        raise ArchlintError(f"{target.name}: inputs have no names", "give {name: shape}")
+    return {name: _described(value) for name, value in target.inputs.items()}
+
+
+def _described(value: Any) -> tuple[tuple[int | None, ...], str | None]:
+    if hasattr(value, "shape"):  # a tensor or an array
+        return tuple(value.shape), str(value.dtype).removeprefix("torch.")
+    if len(value) == 2 and not isinstance(value[0], int | None):
+        return value[0], value[1]
+    return tuple(value), None
 
 
 def check(
-    target: str | Path | Sequence[str | Path],
+    target: Any,
     inputs: Mapping[str, Any] | None = None,
     config: Config | None = None,
     progress: Callable[[str], None] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Lint one target or several.
+    """Lint one target or several (a list).
 
-    ``inputs`` maps an input's name to (shape, type); ``progress`` is told of each target before it
-    is read. Raises ArchlintError for a bad configuration; a target that cannot be read is reported
-    in its place.
+    A target is a string as on the command line, a path, an ``nn.Module``, an exported program, or
+    a callable that builds the model. ``inputs`` maps an input's name to a shape, to (shape, type)
+    or to a tensor; ``kwargs`` are handed to what a string names; ``progress`` is told of each
+    target before it is read. Raises ArchlintError for a bad configuration; a target that cannot be
+    read is reported in its place.
     """
     config = config or Config()
     rules = chosen_rules(config)
-    every = [target] if isinstance(target, str | Path) else list(target)
-    reports = []
-    for one in every:
+    suppressions = Suppressions(config, registry(Path(p) for p in config.rule_paths))
+    reports: list[TargetReport] = []
+    remarks: list[str] = []
+    for one in target if isinstance(target, list | tuple) else [target]:
+        name = str(one) if isinstance(one, str | Path | Configured) else ""
         if progress is not None:
-            progress(str(one))
-        reports.append(_check_one(one, inputs, config, rules))
-    return Report(tuple(reports))
+            progress(name)
+        try:
+            models, remark = models_of(resolve(one, inputs, kwargs), config.timeout)
+        except ArchlintError as error:
+            reports.append(TargetReport(name or type(one).__name__, error=error))
+            continue
+        remarks += remark
+        reports += [_check_one(model, config, rules, suppressions) for model in models]
+    return Report(tuple(reports), tuple(remarks))
+
+
+def models_of(target: Target, timeout: float | None) -> tuple[list[Target], list[str]]:
+    """A target as it is; one that names a whole Python file as the models in it, with remarks on
+    what was left out."""
+    if target.reference is None or target.reference.attribute:
+        return [target], []
+    from archlint.python_target import targets_in
+
+    found, needy = targets_in(target, timeout)
+    left_out = f"{target.name}: not linted, since they need arguments: {', '.join(needy)}"
+    return found, [left_out] if needy else []
+
+
+def one_model(target: Target, timeout: float | None) -> Target:
+    """The only model of a target. Raises ArchlintError where a file holds several."""
+    models, _ = models_of(target, timeout)
+    if len(models) > 1:
+        names = ", ".join(model.name for model in models[:8])
+        raise ArchlintError(f"{target.name} holds {len(models)} models", f"name one: {names}")
+    return models[0]
 
 
 def _check_one(
-    target: str | Path, inputs: Mapping[str, Any] | None, config: Config, rules: Sequence[Rule]
+    target: Target, config: Config, rules: Sequence[Rule], suppressions: Suppressions
 ) -> TargetReport:
     """Lint one target; whatever goes wrong stays with it, so that the others are linted."""
     try:
-        return _linted(target, inputs, config, rules)
+        return _linted(target, config, rules, suppressions)
     except ArchlintError as error:
-        return TargetReport(str(target), error=error)
+        return TargetReport(target.name, error=error)
     except Exception as error:  # a mistake of archlint's own
         if "ARCHLINT_DEBUG" in os.environ:
             raise
-        return TargetReport(str(target), error=ArchlintError(
-            f"{target}: archlint failed on this model: {type(error).__name__}: {error}",
+        return TargetReport(target.name, error=ArchlintError(
+            f"{target.name}: archlint failed on this model: {type(error).__name__}: {error}",
             "this is a mistake of archlint: please report it, with the traceback that "
             "ARCHLINT_DEBUG=1 shows"))  # fmt: skip
 
 
 def _linted(
-    target: str | Path, inputs: Mapping[str, Any] | None, config: Config, rules: Sequence[Rule]
+    target: Target, config: Config, rules: Sequence[Rule], suppressions: Suppressions
 ) -> TargetReport:
-    graph = load(resolve(target, inputs), config.mode)
+    graph = load(target, config.mode, config.timeout)
     from archlint.signal.analysis import analyse
 
     analysis = analyse(graph)
     findings, silences = lint(analysis, rules)
+    findings, suppressed = suppressions.apply(target.name, findings)
     coverage = analysis.coverage
     shapes = {
         value: "x".join("?" if n is None else str(n) for n in graph.shape(value) or ())
         for value in graph.inputs
     }
     return TargetReport(
-        str(target), findings, shapes, graph.mode, graph.weights, graph.weights_evidence,
-        coverage.nodes, coverage.modelled, coverage.unmodelled, graph.notes, silences,
+        target.name, findings, shapes, graph.mode, graph.weights, graph.weights_evidence,
+        coverage.nodes, coverage.modelled, coverage.unmodelled, graph.notes,
+        (*silences, *suppressed),
     )  # fmt: skip

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,7 +21,6 @@ from archlint.graph.torch_recorder import tables  # noqa: F401  (registers the l
 from archlint.graph.torch_recorder.lowering import Law, known, lower
 from archlint.graph.torch_recorder.recorder import (
     DataDependent,
-    Device,
     Recording,
     record_forward,
 )
@@ -37,7 +33,6 @@ def load_torch(
     inputs: Inputs | None = None,
     mode: Mode = "train",
     name: str | None = None,
-    timeout: float | None = None,
 ) -> LayerGraph:
     """The layer graph of a PyTorch model.
 
@@ -45,14 +40,14 @@ def load_torch(
     meta device, and what it does to them is watched), a ``torch.fx.GraphModule`` or an exported
     program. ``inputs`` maps a parameter of ``forward`` to ``(shape, dtype)``, or holds tensors;
     without it the input is deduced, which the graph's notes tell. ``mode`` says how BatchNorm and
-    dropout are meant. ``timeout`` limits the seconds that ``forward`` may take.
+    dropout are meant.
 
     Raises ArchlintError where the target is no model, its input cannot be deduced, or its
     ``forward`` raises; the exception of the user's code is the ``__cause__``.
     """
     model, laws, factory = _built(target)
     title = name or type(model).__name__
-    recording, example = record(model, inputs, mode, factory, timeout)
+    recording, example = record(model, inputs, mode, factory)
     graph = lower(recording, title, mode, laws, mode == "train" and _is_exported(model))
     graph = recognise(graph)
     if laws is None:
@@ -69,7 +64,6 @@ def record(
     inputs: Inputs | None = None,
     mode: Mode = "train",
     factory: Factory | None = None,
-    timeout: float | None = None,
 ) -> tuple[Recording, Example]:
     """Record one forward with the first example input that fits.
 
@@ -80,7 +74,7 @@ def record(
     with _mode_of(model, mode), _initialised_lazily(model):
         for example in tried:
             try:
-                return _recorded(model, example, mode, factory, timeout), example
+                return _recorded(model, example, mode, factory), example
             except ArchlintError:
                 raise
             except Exception as problem:  # whatever the user's forward raises
@@ -90,7 +84,7 @@ def record(
             # some kernels have no shape function, or one that asks for more than they need
             with contextlib.suppress(Exception):
                 note = f"forward does not run without elements ({_line(first)}): it was run on them"
-                return _run_for_real(model, tried[0], mode, factory, timeout, note), tried[0]
+                return _run_for_real(model, tried[0], mode, factory, note), tried[0]
     raise _refusal(model, first, tried[0], len(tried)) from first
 
 
@@ -99,14 +93,13 @@ def _recorded(
     example: Example,
     mode: Mode,
     factory: Factory | None,
-    timeout: float | None,
 ) -> Recording:
     args, kwargs = example.on_meta()
     try:
-        return _run(model, args, kwargs, "meta", timeout)
+        return record_forward(model, args, kwargs, known, "meta")
     except DataDependent as problem:
         note = f"forward depends on its data ({problem}): it was run on real tensors"
-        return _run_for_real(model, example, mode, factory, timeout, note, problem)
+        return _run_for_real(model, example, mode, factory, note, problem)
 
 
 # Parameters up to which a model is built and run for real without having been asked to.
@@ -126,7 +119,6 @@ def _run_for_real(
     example: Example,
     mode: Mode,
     factory: Factory | None,
-    timeout: float | None,
     note: str,
     cause: Exception | None = None,
 ) -> Recording:
@@ -137,19 +129,8 @@ def _run_for_real(
     args, kwargs = example.drawn()
     with _mode_of(real, mode), _unchanged(real), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        recording = _run(real, args, kwargs, "cpu", timeout)
+        recording = record_forward(real, args, kwargs, known, "cpu")
     return replace(recording, notes=(*recording.notes, note))
-
-
-def _run(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    device: Device,
-    timeout: float | None,
-) -> Recording:
-    with _limited(timeout):
-        return record_forward(model, args, kwargs, known, device)
 
 
 # --------------------------------------------------------------------------- building
@@ -271,33 +252,6 @@ def _with_elements(model: nn.Module, factory: Factory | None) -> nn.Module | Non
         return _module(factory(), factory)
 
 
-@contextlib.contextmanager
-def _limited(seconds: float | None) -> Iterator[None]:
-    """Raise ArchlintError in what takes longer, where signals can be had (the main thread)."""
-    if (
-        seconds is None
-        or not hasattr(signal, "setitimer")
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise ArchlintError(
-            f"forward took longer than {seconds:g} s", "raise the limit with --timeout"
-        )
-
-    before = signal.signal(signal.SIGALRM, stop)
-    started, left = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)[0]
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if left:  # somebody else's alarm goes on
-            signal.setitimer(signal.ITIMER_REAL, max(left - time.monotonic() + started, 1e-3))
-
-
 def _refusal(model: nn.Module, problem: Exception, example: Example, tried: int) -> ArchlintError:
     """What the user is told about an exception of forward."""
     where, kind = getattr(problem, "_archlint_module", ("", type(model).__name__))
@@ -311,7 +265,7 @@ def _refusal(model: nn.Module, problem: Exception, example: Example, tried: int)
         )
     said = "with the assumed input" if example.assumed else "with the input"
     hint = "give the input that it takes, such as --input x:2x3x224x224"
-    if tried > 1:
+    if tried > 1 and example.assumed:
         hint = f"{tried} inputs were tried; {hint}"
     return ArchlintError(f"{place} raised {type(problem).__name__} {said} {inputs}: {text}", hint)
 

@@ -38,6 +38,8 @@ def _library_folders() -> tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def origin_of(filename: str) -> str:
     """Whose code a file is: ``user``, ``library``, ``torch`` or ``none`` (no file, or archlint)."""
+    if filename.startswith(("<ipython-input", "<python-input", "<stdin>")):
+        return "user"  # an interactive session, which keeps the lines
     if filename.startswith("<") or not filename:
         return "none"
     path = os.path.abspath(filename)
@@ -92,14 +94,14 @@ def calling_site(frame: FrameType | None, stop: FrameType | None = None) -> Site
         origin = origin_of(frame.f_code.co_filename)
         if origin == "user":
             return site_of(frame)
-        if origin == "library" and spare is None and not _standard(frame.f_code.co_filename):
+        if origin == "library" and spare is None and not is_standard(frame.f_code.co_filename):
             spare = frame
         frame = frame.f_back
     return site_of(spare) if spare is not None else None
 
 
 @lru_cache(maxsize=4096)
-def _standard(filename: str) -> bool:
+def is_standard(filename: str) -> bool:
     """Whether a file is of Python's own library (contextlib, functools, …)."""
     path = os.path.abspath(filename)
     packages = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")

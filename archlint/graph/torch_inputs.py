@@ -149,8 +149,8 @@ def _from_user(model: nn.Module, given: Inputs) -> Iterator[Example]:
     in_order = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     positional: list[Any] = []
     kwargs: dict[str, Any] = {}
-    for name, value in given.items():
-        spec = _spec(model, name, value)
+    for name, value in _nested(given, names).items():
+        spec = _specs(model, name, value)
         if name == "" or (name not in names and in_order and not kwargs):
             positional.append(spec)
         elif name in names or takes_any:
@@ -168,6 +168,57 @@ def _from_user(model: nn.Module, given: Inputs) -> Iterator[Example]:
     if any(isinstance(v, _Untyped) for v in pytree.tree_leaves((positional, kwargs))):
         other = pytree.tree_map_only(_Untyped, _Untyped.other, (positional, kwargs))
         yield Example(tuple(other[0]), other[1], assumed=False)
+
+
+def _nested(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """``batch.ids`` and ``batch.mask`` as one dict for ``batch``; ``images.0``, ``images.1`` as one
+    list. Names that ``forward`` has as they are stay."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        first, *rest = name.split(".")
+        if name in names or not rest or first not in names:
+            found[name] = value
+            continue
+        place = found.setdefault(first, {})
+        for part in rest[:-1]:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or rest[-1] in place:
+            raise ArchlintError(
+                f"the input {name!r} does not fit what was said of {first!r} before",
+                "name the entries of a dict, or the whole of it, but not both",
+            )
+        place[rest[-1]] = _Entry(value)
+    return {name: _listed(value) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What was said of one entry of a dict or list."""
+
+    value: Any
+
+
+def _listed(value: Any) -> Any:
+    """Dicts whose keys count from 0 as lists."""
+    if not isinstance(value, dict) or not any(isinstance(v, _Entry | dict) for v in value.values()):
+        return value
+    inner = {key: _listed(v) for key, v in value.items()}
+    if sorted(inner) == sorted(str(i) for i in range(len(inner))):
+        return [inner[str(i)] for i in range(len(inner))]
+    return inner
+
+
+def _specs(model: nn.Module, name: str, value: Any) -> Any:
+    """The tensors to make of what was said of one parameter of ``forward``."""
+    if isinstance(value, _Entry):
+        return _spec(model, name, value.value)
+    if isinstance(value, Mapping):
+        return {key: _specs(model, f"{name}.{key}", v) for key, v in value.items()}
+    if isinstance(value, list) and any(
+        isinstance(v, _Entry | Mapping | Spec | Tensor | list | tuple) for v in value
+    ):
+        return [_specs(model, f"{name}.{i}", v) for i, v in enumerate(value)]
+    return _spec(model, name, value)
 
 
 @dataclass(frozen=True)

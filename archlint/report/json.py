@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from archlint import __version__
-from archlint.finding import Finding, Severity, Site
+from archlint.finding import Finding, Severity, Site, short_path
 
 if TYPE_CHECKING:
     from archlint.linter import Report, TargetReport
@@ -33,7 +33,8 @@ def render(report: Report) -> str:
 def _target(target: TargetReport) -> dict[str, Any]:
     error = target.error
     if error is not None:
-        return {"target": target.target, "error": {"message": error.message, "hint": error.hint},
+        return {"target": target.target, "error": {"message": error.message, "hint": error.hint,
+                          "details": error.details},
                 "findings": []}  # fmt: skip
     return {
         "target": target.target,
@@ -74,7 +75,12 @@ def _finding(finding: Finding) -> dict[str, Any]:
 def _site(site: Site | None) -> dict[str, Any] | None:
     if site is None:
         return None
-    return {"file": site.file, "line": site.line, "column": site.column, "node": site.node}
+    return {
+        "file": short_path(site.file),
+        "line": site.line,
+        "column": site.column,
+        "node": site.node,
+    }
 
 
 def _plain(value: object) -> object:

@@ -1,0 +1,161 @@
+"""Running code that is not archlint's: its exceptions shown as its own, its time limited."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+from archlint.errors import ArchlintError
+from archlint.finding import short_path
+from archlint.graph.sites import is_standard, origin_of, site_of
+
+
+class OutOfTime(BaseException):
+    """The limit passed. No Exception, so that ``except Exception`` does not swallow it."""
+
+
+_AGAIN = 0.05  # seconds until it is raised once more, should it have been swallowed all the same
+
+
+@contextlib.contextmanager
+def limited(seconds: float | None, what: str) -> Iterator[None]:
+    """Raise ArchlintError in what takes longer than ``seconds``, naming the line it was at.
+
+    Works where signals can be had (the main thread), between two instructions of Python: a call
+    into compiled code ends first. 0 and None are no limit.
+    """
+    if (
+        not seconds
+        or not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    place = ""
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        nonlocal place
+        place = place or _place(frame)
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    started, left = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)[0]
+    try:
+        yield
+    except OutOfTime:
+        raise ArchlintError(
+            f"{what} did not finish within {seconds:g} s{place}", "raise the limit with --timeout"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:  # somebody else's alarm goes on
+            signal.setitimer(signal.ITIMER_REAL, max(left - time.monotonic() + started, 1e-3))
+
+
+def _place(frame: FrameType | None) -> str:
+    """Where the user's code is at, of the frames from ``frame`` outwards."""
+    while frame is not None:
+        if origin_of(frame.f_code.co_filename) == "user":
+            return f": it was at {site_of(frame)}, in {frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return ""
+
+
+def call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the user's. What it raises becomes an ArchlintError that shows it as
+    theirs; ``what`` says what was being done: ``importing net.py``."""
+    try:
+        return function(*args, **kwargs)
+    except (ArchlintError, OutOfTime, KeyboardInterrupt):
+        raise
+    except BaseException as problem:
+        raise raised(what, problem) from problem
+
+
+def raised(what: str, problem: BaseException) -> ArchlintError:
+    """The error that tells of an exception of the user's code."""
+    if isinstance(problem, SystemExit):
+        return ArchlintError(
+            f"{what} ended the program: sys.exit({'' if problem.code is None else problem.code!r})",
+            'put what only a script should do under `if __name__ == "__main__":`',
+            shown(problem),
+        )
+    return ArchlintError(f"{what} raised {said(problem)}", None, shown(problem))
+
+
+def said(problem: BaseException) -> str:
+    """``ValueError: what it says``, on one line."""
+    try:
+        text = " ".join(str(problem).split())
+    except Exception:  # a __str__ of the user's
+        text = "(its __str__ raises)"
+    name = type(problem).__name__
+    return f"{name}: {text[:300]}" if text else name
+
+
+def shown(problem: BaseException) -> str:
+    """An exception the way Python prints it, with the frames of the user's code alone.
+
+    Where there are none, such as in a library's own constructor, the library's innermost one.
+    """
+    told = traceback.TracebackException.from_exception(problem)
+    seen: set[int] = set()
+    _keep_theirs(told, seen)
+    try:
+        text = "".join(told.format())
+    except Exception:  # a __str__ of the user's, or a file that went away
+        return ""
+    return text.removeprefix("Traceback (most recent call last):\n").rstrip()
+
+
+def _keep_theirs(told: traceback.TracebackException, seen: set[int]) -> None:
+    if id(told) in seen:
+        return
+    seen.add(id(told))
+    frames = list(told.stack)
+    kept = [f for f in frames if origin_of(f.filename) == "user"]
+    if not kept:
+        library = [f for f in frames if origin_of(f.filename) == "library"]
+        kept = [f for f in library if not is_standard(f.filename)][-1:]
+    for frame in kept:
+        frame.filename = short_path(frame.filename)
+    told.stack[:] = kept
+    for inner in (told.__cause__, told.__context__, *(told.exceptions or ())):
+        if inner is not None:
+            _keep_theirs(inner, seen)
+    if told.__context__ is not None and not told.__context__.stack:
+        told.__context__ = None  # what went on inside of archlint or torch
+
+
+@contextlib.contextmanager
+def stdout_as_stderr() -> Iterator[TextIO]:
+    """What is printed while this is active goes to stderr, that of child processes and of C code
+    included; the stream given is the real standard output."""
+    real = sys.stdout
+    try:
+        own = real.fileno() == 1
+    except (OSError, ValueError, AttributeError):
+        own = False
+    real.flush()
+    if not own:  # captured by a test or a notebook
+        sys.stdout = sys.stderr
+        try:
+            yield real
+        finally:
+            sys.stdout = real
+        return
+    kept = os.dup(1)
+    out = os.fdopen(kept, "w", encoding=real.encoding, errors=real.errors)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    # never undone: what a program prints when it ends must not follow a JSON document
+    yield out
