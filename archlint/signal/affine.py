@@ -9,6 +9,7 @@ rule of He et al. 2015, exact at finite width (Hanin & Rolnick 2018).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from archlint.graph.model import Parameter
 from archlint.initialization.distribution import Distribution
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.transfer import Step, correlated, known_size, product, transfers
+from archlint.signal.transfer import Step, both_paired, correlated, known_size, transfers
 
 MOST_GROUPS = 8  # flip groups that a tensor remembers, newest last
 
@@ -33,10 +34,14 @@ def weighted(
     roles: tuple[Role, ...],
     taps: float = 1.0,
     scale: float = 1.0,
+    both: float | None = None,
+    places: float = 1.0,
 ) -> Signal:
     """The output of an affine map with ``fan_in`` terms of which the share ``taps`` is not padding.
 
-    ``weight`` is the signal of the weight, ``law`` its law where it is a parameter.
+    ``weight`` is the signal of the weight, ``law`` its law where it is a parameter. Of a
+    convolution, ``places`` is the number of positions that the terms come from, and ``both`` the
+    share of the terms that two different output positions both have (``taps`` where not given).
     """
     if x.second_moment is None or weight.second_moment is None or weight.mean is None:
         return Signal(roles=roles)
@@ -51,7 +56,14 @@ def weighted(
         if x.mean is None:
             return Signal(roles=roles)
         mean = n * w_mean * x.mean
-        steady = w_mean**2 * (n * x.second_moment + n * (n - 1) * x.mean**2)
+        inside = x.position_correlation if places > 1 else 1.0
+        if inside is None:
+            return Signal(roles=roles)
+        # Pairs of terms: one feature at one place, one feature at two, two features.
+        k = max(places * taps, 1.0)
+        near, far = n * (k - 1), n * (n - k)
+        steady = w_mean**2 * (n + near * inside) * x.second_moment
+        steady += w_mean**2 * far * x.mean**2
         second += steady
     b = step.signal(bias) if bias is not None and step.has(bias) else None
     groups = x.odd_in
@@ -72,18 +84,27 @@ def weighted(
         groups = (*groups, own)[-MOST_GROUPS:]
     total = scale * scale
 
-    def through(correlation: float | None) -> float | None:
-        if correlation is None or mean is None:
-            return None
-        inner = noise * x.second_moment * correlation if x.second_moment is not None else 0.0
-        if steady and x.mean is not None and x.second_moment is not None:
-            inner += w_mean**2 * (n * x.second_moment * correlation + n * (n - 1) * x.mean**2)
-        return correlated(inner + b_second + 2 * (mean - b_mean) * b_mean, second)
+    q, shift = x.second_moment, b_second + 2 * ((mean or 0.0) - b_mean) * b_mean
 
+    def through(correlation: float, apart: float | None, share: float = 1.0) -> float | None:
+        """Of a pair whose terms at one place have a correlation, those at two places ``apart``."""
+        inner = noise * q * correlation * share
+        if steady and x.mean is not None:
+            if apart is None:
+                return None
+            k = max(places * taps, 1.0)
+            inner += w_mean**2 * (n * correlation + n * (k - 1) * apart) * q * share
+            inner += w_mean**2 * n * (n - k) * x.mean**2 * share
+        return correlated(inner + shift, second)
+
+    within, between, c = x.position_correlation, x.sample_correlation, x.apart
+    less = 1.0 if both is None or taps <= 0 else both / taps
     return Signal(
         None if mean is None else mean * scale, total * second,
-        through(x.position_correlation), through(x.sample_correlation), x.spread, groups, 0, roles,
-        gaussian=n * taps >= 4,
+        None if within is None else through(within, within, less),
+        None if between is None else through(between, c), x.spread,
+        groups, 0, roles, gaussian=n * taps >= 4,
+        cross_correlation=None if c is None else through(c, c, less),
     )  # fmt: skip
 
 
@@ -146,6 +167,18 @@ def padded_profile(
     )
 
 
+def shared_taps(
+    profile: Profile, kernel: int, stride: int, dilation: int, begin: int, out: int
+) -> float:
+    """The mean over pairs of output positions of the share of taps that both meet inside the map,
+    weighted with the rms there: (1/k)Σ_t (mean over p of √q(p·s + t·d − begin))². A tap that
+    one of two positions near the border lacks adds nothing to what they share."""
+    where = (np.arange(out) * stride - begin)[:, None] + np.arange(kernel) * dilation
+    inside = (where >= 0) & (where < profile.size)
+    rms = np.where(inside, np.sqrt(profile)[np.clip(where, 0, profile.size - 1)], 0.0)
+    return float(np.square(rms.mean(axis=0)).mean())
+
+
 @transfers("conv")
 def _conv(step: Step) -> Signal:
     """Convolution; zero padding shrinks what is near the border, axis by axis."""
@@ -156,7 +189,7 @@ def _conv(step: Step) -> Signal:
     stride, dilation, padding = step.ints("stride"), step.ints("dilation"), step.ints("padding")
     dims = len(shape) - 2
     profiles: dict[int, Profile] = {}
-    taps = 1.0
+    taps = both = 1.0
     for axis in range(dims):
         size = shape[2 + axis]
         length = out[2 + axis] if out is not None else None
@@ -174,10 +207,12 @@ def _conv(step: Step) -> Signal:
         after = padded_profile(before, kernel, stride[axis], dilation[axis], begin, length)
         share = float(after.mean())
         taps *= share
+        both *= shared_taps(before, kernel, stride[axis], dilation[axis], begin, length)
         if share > 0:
             profiles[2 + axis] = after / share
     result = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
-                      _conv_roles(len(shape)), taps)  # fmt: skip
+                      _conv_roles(len(shape)), taps, both=both,
+                      places=math.prod(n for n in weight[2:] if n is not None))  # fmt: skip
     return result.but(profile=_with_bias(step, profiles, result))
 
 
@@ -232,11 +267,9 @@ def _bilinear(step: Step) -> Signal:
         return UNKNOWN_SIGNAL
     roles = feature_last(a, len(shape))
 
-    def through(c: float | None, d: float | None) -> float | None:
-        return None if c is None or d is None else correlated(second * c * d + bias, second + bias)
-
-    return Signal(0.0, second + bias, through(a.position_correlation, b.position_correlation),
-                  through(a.sample_correlation, b.sample_correlation), roles=roles)  # fmt: skip
+    return Signal(0.0, second + bias, roles=roles).but(
+        **both_paired(a, b, lambda c, d: correlated(second * c * d + bias, second + bias))
+    )
 
 
 @transfers("embedding")
@@ -251,17 +284,17 @@ def _embedding(step: Step) -> Signal:
     fixed = table.mean**2
     known = step.constant(0)
     same = fixed + (table.second_moment - fixed) / max(rows, 1)
-    positions = samples = correlated(same, table.second_moment)
+    positions = samples = apart = correlated(same, table.second_moment)
     if known is not None and known.size > 1:  # positions, not tokens: the same for every sample
         distinct = np.unique(known).size
         repeated = (known.size / distinct - 1) / max(known.size - 1, 1)
         positions = correlated(fixed + (table.second_moment - fixed) * repeated,
                                table.second_moment)  # fmt: skip
-        samples = 1.0
+        samples, apart = 1.0, positions
     parameter = step.parameter(1)
     groups = table.odd_in if parameter is not None else ()
     return Signal(table.mean, table.second_moment, positions, samples, 0.0, groups,
-                  table.one_sided, roles, gaussian=True)  # fmt: skip
+                  table.one_sided, roles, gaussian=True, cross_correlation=apart)  # fmt: skip
 
 
 @transfers("embedding_bag")
@@ -272,61 +305,109 @@ def _embedding_bag(step: Step) -> Signal:
 
 @transfers("matmul")
 def _matmul(step: Step) -> Signal:
-    """Σ_i a_i b_i over the shared axis: n E a² E b² for independent zero-mean factors, plus
-    n(n−1)·E[a a′]E[b b′] where neighbouring entries of both are correlated."""
+    """Σ_i a_i b_i over the last axis of a, the last but one of b (:func:`contracted`)."""
     a, b = step.signal(0), step.signal(1)
-    shape, out = step.shape(0), step.out_shape()
-    n = known_size(shape, (-1,)) if shape else None
-    if (n is None or a.second_moment is None or b.second_moment is None or a.mean is None
-            or b.mean is None or out is None):  # fmt: skip
+    shape, other, out = step.shape(0), step.shape(1), step.out_shape()
+    if shape is None or other is None or out is None or not shape or (n := shape[-1]) is None:
         return UNKNOWN_SIGNAL
-    cross_a = _along(a, -1, shape)
-    cross_b = _along(b, -2, step.shape(1))
-    if cross_a is None or cross_b is None:
-        return UNKNOWN_SIGNAL
-    second = n * a.second_moment * b.second_moment + n * (n - 1) * cross_a * cross_b
-    roles = a.roles if len(a.roles) == len(out) else _linear_roles(len(out))
-    samples = None
-    if a.sample_correlation is not None and b.sample_correlation is not None:
-        inner = n * a.second_moment * b.second_moment * a.sample_correlation * b.sample_correlation
-        samples = correlated(inner + n * (n - 1) * cross_a * cross_b, second)
+    over_b = -2 if len(other) > 1 else -1
+    kept_a = a.roles[:-1] if len(a.roles) == len(shape) else ()
+    last: tuple[Role, ...] = b.roles[-1:] if len(other) > 1 and len(b.roles) == len(other) else ()
+    roles: tuple[Role, ...] = (*kept_a, *last)
+    if len(kept_a) < len(shape) - 1 or len(roles) != len(out):
+        kept_b = b.roles if len(b.roles) == len(other) == len(out) else ()
+        roles = kept_b if len(kept_b) == len(out) else _linear_roles(len(out))
+    counts = _counts([(n, _role(a, -1, shape), _role(b, over_b, other))])
+    return contracted(a, b, counts, roles)
+
+
+def _role(x: Signal, axis: int, shape: tuple[int | None, ...]) -> Role:
+    return x.roles[axis] if len(x.roles) == len(shape) else "feature"
+
+
+def _counts(axes: Sequence[tuple[int, Role, Role]]) -> tuple[int, int, int]:
+    """(terms, places, samples) of a contraction: how many terms, at how many positions, from how
+    many samples. An axis that is positions of either operand counts as positions."""
+    terms = places = samples = 1
+    for n, one, two in axes:
+        terms *= n
+        if "position" in (one, two):
+            places *= n
+        elif one == two == "sample":
+            samples *= n
+    return terms, places, samples
+
+
+def contracted(
+    a: Signal, b: Signal, counts: tuple[int, int, int], roles: tuple[Role, ...]
+) -> Signal:
+    """Σ a_i b_i of two tensors that depend on each other through their means at most:
+    E(Σ)² = E a² E b² Σ_{i,i′} c_a(i, i′)·c_b(i, i′), with each operand's own correlation between
+    two terms: of one feature at two positions, or the mean's square of two features."""
+    if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
+        return Signal(roles=roles)
+    terms, places, samples = counts
+    features = terms // (places * samples)
+    square = a.second_moment * b.second_moment
+    fixed = a.mean**2 * b.mean**2
+
+    def summed(same: float | None, moved: float | None) -> float | None:
+        """Σ_{i,i′}: ``same`` where i = i′, ``moved`` where the position differs."""
+        if same is None or (places > 1 and moved is None):
+            return None
+        one = terms * same * square
+        near = terms * (places - 1) * (moved or 0.0) * square
+        return one + near + terms * (terms - places) * fixed
+
+    def times(c: float | None, d: float | None) -> float | None:
+        return None if c is None or d is None else c * d
+
+    within = times(a.position_correlation, b.position_correlation)
+    between = times(a.sample_correlation, b.sample_correlation)
+    apart = times(a.apart, b.apart)
+    second = summed(1.0, within)
+    if second is None:
+        return Signal(roles=roles)
+    second = max(second, 0.0)
+    # Of two outputs at different positions all terms are at different positions, unless positions
+    # were summed over and none are left.
+    left = "position" in roles
     side = 1 if a.one_sided * b.one_sided > 0 else 0
-    return Signal(n * a.mean * b.mean, max(second, 0.0), None, samples, roles=roles,
-                  one_sided=side, gaussian=n >= 8)  # fmt: skip
-
-
-def _along(x: Signal, axis: int, shape: tuple[int | None, ...] | None) -> float | None:
-    """E[x x′] for two entries along an axis: by the position correlation, or the mean's square."""
-    if x.second_moment is None or x.mean is None:
-        return None
-    if shape is not None and len(x.roles) == len(shape) and x.roles[axis] == "position":
-        return product(x.position_correlation, x.second_moment)
-    return x.mean**2
+    return Signal(
+        terms * a.mean * b.mean, second,
+        correlated(summed(within, within), second) if left else 1.0,
+        correlated(summed(between, apart), second), None, (), side, roles,
+        gaussian=features * places >= 8,
+        cross_correlation=correlated(summed(apart, apart), second),
+    )  # fmt: skip
 
 
 @transfers("einsum")
 def _einsum(step: Step) -> Signal:
-    """Two operands: a sum over the letters that the output lacks, of independent products."""
+    """Two operands: a sum over the letters that the output lacks (:func:`contracted`)."""
     if len(step.node.inputs) != 2 or "." in str(step.attribute("equation")):
         return UNKNOWN_SIGNAL
     left, _, right = str(step.attribute("equation")).replace(" ", "").partition("->")
     terms = left.split(",")
     a, b = step.signal(0), step.signal(1)
-    if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
-        return UNKNOWN_SIGNAL
     sizes: dict[str, int] = {}
+    role: list[dict[str, Role]] = []
     for i, letters in enumerate(terms):
-        for letter, size in zip(letters, step.shape(i) or (), strict=False):
+        shape = step.shape(i) or ()
+        for letter, size in zip(letters, shape, strict=False):
             if size is None:
                 return UNKNOWN_SIGNAL
             sizes[letter] = size
-    n = math.prod(sizes[letter] for letter in set(left) - {","} - set(right) if letter in sizes)
-    cross = a.mean**2 * b.mean**2
-    second = n * a.second_moment * b.second_moment + n * (n - 1) * cross
-    samples = None
-    if a.sample_correlation is not None and b.sample_correlation is not None:
-        inner = n * a.second_moment * b.second_moment * a.sample_correlation * b.sample_correlation
-        samples = correlated(inner + n * (n - 1) * cross, second)
-    from_a = dict(zip(terms[0], a.roles, strict=False))
-    roles: tuple[Role, ...] = tuple(from_a.get(letter, "feature") for letter in right)
-    return Signal(n * a.mean * b.mean, second, None, samples, roles=roles, gaussian=n >= 8)
+        own = (a, b)[i].roles
+        role.append(dict(zip(letters, own if len(own) == len(letters) else (), strict=False)))
+    gone = [x for x in dict.fromkeys(terms[0] + terms[1]) if x not in right and x in sizes]
+    default: Role = "feature"
+    axes = [(sizes[x], role[0].get(x, role[1].get(x, default)),
+             role[1].get(x, role[0].get(x, default))) for x in gone]  # fmt: skip
+    found: list[Role] = []
+    for letter in right:
+        one, two = role[0].get(letter, default), role[1].get(letter, default)
+        if letter in terms[0] and letter in terms[1] and two != default:
+            one = two if one == default else one
+        found.append(one if letter in terms[0] else two)
+    return contracted(a, b, _counts(axes), tuple(found))

@@ -1,45 +1,88 @@
-"""Softmax and attention: averaging with the softmax's participation ratio.
+"""Softmax and attention: averaging with the softmax's participation Σp².
 
-For logits of variance s² over T keys Σp² ≈ e^{s²}/T (s² ≲ ½ ln T), never above one. Two queries
-whose logits have correlation r share Σ p p′ ≈ e^{r s²}/T.
+The logits l_ij = scale·q_i·k_j are normal over the weights that make q and k. With Cov over the
+weights = scale²·d·K_q(i, i′)·K_k(j, j′), what the keys have in common cancels in the softmax, so
+that over the keys of one query their variance is s² = scale²·d·E q²·E k²·(1 − ρ_k). Since a logit
+is linear in its own token, the softmax also leans towards the tokens along one direction of their
+space: of n-dimensional tokens that adds s²(1 − Σp²)²/n to the average (theory.md 9).
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
+
+from archlint.graph.model import LayerGraph
+from archlint.signal.gaussian import nodes_and_weights
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.transfer import Step, correlated, known_size, transfers
+from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
+
+_GRID = 160  # of the outer integral: to 1e-4 up to s² = 30
 
 
 def participation(variance: float, keys: int) -> float:
-    """E Σp² of a softmax over ``keys`` normal logits of a variance: e^{s²}/T for weak logits; with
-    strong ones the largest takes all. The mean of the first two terms of the self-normalised sum,
-    1/(1 + (T − 1)·e^{−s²}), is exact in both limits."""
+    """E Σp² of a softmax over ``keys`` independent normal logits of a variance: T at zero
+    variance gives 1/T, weak logits e^{s²}/T, strong ones 1."""
     if keys <= 1:
         return 1.0
-    return 1.0 / (1.0 + (keys - 1) * math.exp(-min(variance, 700.0)))
+    if variance <= 0 or not math.isfinite(variance):
+        return 1.0 / keys if variance <= 0 else 1.0
+    return _participation(float(f"{min(variance, 1e4):.3g}"), keys)
+
+
+@lru_cache(maxsize=16384)
+def _participation(variance: float, keys: int) -> float:
+    """T·E[e^{2l}/(Σe^l)²] = T ∫ λ E[e^{2l − λe^l}]·(E e^{−λe^l})^{T−1} dλ, λ = e^t."""
+    s = math.sqrt(variance)
+    if s > 12:  # the largest takes all but a share of order 1/s
+        return float(1 - (1 - _participation(144.0, keys)) * 12 / s)
+    z, w = nodes_and_weights(())
+    reach = s * math.sqrt(2 * math.log(keys) + 1) + 2 * s
+    t = np.linspace(-math.log(keys) - variance / 2 - 12 - reach, reach + 4, _GRID * 2)
+    x = t[:, None] + s * z[None, :]
+    with np.errstate(over="ignore", under="ignore"):
+        e = np.exp(np.minimum(x, 700))
+        gone = np.exp(-np.minimum(e, 745))
+        a = (e * e * gone) @ w
+        b = gone @ w
+        values = a * np.exp((keys - 1) * np.log(np.maximum(b, 1e-300)))
+    total = keys * float(np.sum(values) * (t[1] - t[0]))
+    return float(min(max(total, 1 / keys), 1.0))
+
+
+def shared_participation(own: float, keys: int, correlation: float) -> float:
+    """Σ p p′ of two softmaxes over the same keys whose logits have a correlation r: e^{r s²}/T for
+    weak logits, which is (1/T)·(T Σp²)^r."""
+    if keys <= 1:
+        return 1.0
+    return float((keys * own) ** min(max(correlation, 0.0), 1.0) / keys)
 
 
 @transfers("softmax")
 def _softmax(step: Step) -> Signal:
-    """Entries have mean 1/T and second moment Σp²/T."""
+    """Entries have mean 1/T and second moment Σp²/T. That a row sums to one fixes what two entries
+    of it share: E[p p′] = (1 − Σp²)/(T(T − 1)), which stands as the position correlation."""
     x, shape = step.signal(0), step.shape(0)
     axis = int(step.number("axis"))
     keys = known_size(shape, (axis,))
-    if keys is None or x.second_moment is None or x.mean is None:
+    if keys is None or shape is None or x.second_moment is None or x.mean is None:
         return Signal(roles=x.roles, one_sided=1)
     variance = max(x.second_moment - x.mean**2, 0.0)
-    return _probabilities(x, keys, variance)
-
-
-def _probabilities(x: Signal, keys: int, variance: float) -> Signal:
-    mean = 1 / keys
-    second = max(participation(variance, keys) / keys, mean * mean)
-    fixed = correlated(mean * mean, second)
-    weak = variance < 1e-9
-    return Signal(mean, second, 1.0 if weak else fixed, 1.0 if weak else fixed, None, (), 1,
-                  x.roles)  # fmt: skip
+    spot = len(x.roles) == len(shape) and x.roles[axis] == "position"
+    if spot and x.position_correlation is not None:  # what all keys share cancels
+        variance = min(variance, x.second_moment * max(1 - x.position_correlation, 0.0))
+    own = participation(variance, keys)
+    second = own / keys
+    fixed = 1 / keys**2
+    between = x.second_moment * (x.sample_correlation or 0.0) - x.mean**2
+    r = min(max(between / variance, 0.0), 1.0) if variance > 0 else 1.0
+    apart = correlated(fixed, second)
+    side = (1 - own) / (keys * (keys - 1)) if keys > 1 else 1.0
+    return Signal(1 / keys, second, correlated(side, second) if spot else apart,
+                  correlated(shared_participation(own, keys, r) / keys, second), None, (), 1,
+                  x.roles, cross_correlation=apart)  # fmt: skip
 
 
 @transfers("log_softmax")
@@ -53,53 +96,159 @@ def _log_softmax(step: Step) -> Signal:
     if variance > math.log(max(keys, 2)):
         return Signal(roles=x.roles, one_sided=-1)
     mean = -math.log(keys) - variance / 2
-    return Signal(mean, mean * mean + variance, None, None, None, (), -1, x.roles)
+    q, fixed, second = x.second_moment, x.mean**2, mean * mean + variance
+    return Signal(mean, second, None, None, None, (), -1, x.roles).but(
+        **paired(x, lambda c: correlated(mean * mean + c * q - fixed, second))
+    )
+
+
+_MOVES = frozenset({"reshape", "transpose", "split", "slice", "select_index", "rotary", "identity",
+                    "cast", "expand", "layer_norm", "rms_norm", "lp_normalize", "mul", "concat",
+                    "batch_norm"})  # fmt: skip
+_MOST = 24  # nodes looked back over
+
+
+def token_features(graph: LayerGraph, value: str | None) -> int | None:
+    """The number of features of the tokens that a query, key or value is made of: the fan-in of the
+    affine map behind it."""
+    for _ in range(_MOST):
+        node = graph.producer.get(value) if value is not None else None
+        if node is None:
+            return None
+        if node.op in ("linear", "conv"):
+            weight = graph.shape(node.inputs[1])
+            axis = 1 if node.op == "conv" else int(str(node.attributes.get("input_axis", 1)))
+            if weight is None:
+                return None
+            size = known_size(weight, range(1, len(weight)) if node.op == "conv" else (axis,))
+            if node.op == "conv" and node.attributes.get("groups", 1) != 1:
+                value = node.inputs[0]  # a depthwise map keeps the features apart
+                continue
+            return size
+        if node.op not in _MOVES:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def _counts(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
+    """(number of keys seen, how many queries see so many)."""
+    if step.attribute("causal"):
+        return tuple((max(keys - queries + i + 1, 1), 1) for i in range(queries))
+    mask = step.constant(3) if step.has(3) else None
+    if mask is None or mask.ndim < 2 or mask.shape[-1] != keys:
+        return ((keys, queries),)
+    if mask.dtype.kind == "b":
+        seen = mask
+    else:
+        numbers = mask.astype(np.float64)
+        seen = numbers > numbers.max(axis=-1, keepdims=True) - 30
+    counts, times = np.unique(seen.sum(-1).reshape(-1), return_counts=True)
+    return tuple((max(int(n), 1), int(k)) for n, k in zip(counts, times, strict=True))
+
+
+def _bias_variance(step: Step) -> tuple[float, float]:
+    """(variance over the keys, what samples share of it) that a mask adds to the logits: a learned
+    bias by position. Minus infinity, or a number that stands for it, adds none."""
+    if not step.has(3):
+        return 0.0, 1.0
+    known = step.constant(3)
+    if known is not None and known.dtype.kind == "f" and known.ndim >= 1 and known.shape[-1] > 1:
+        numbers = known.astype(np.float64)
+        numbers = np.where(numbers > numbers.max(-1, keepdims=True) - 30, numbers, np.nan)
+        with np.errstate(invalid="ignore"):
+            spread = float(np.nan_to_num(np.nanvar(numbers, axis=-1)).mean())
+        return spread, 1.0
+    mask = step.signal(3)
+    if mask.second_moment is None or mask.mean is None:
+        return 0.0, 1.0
+    if mask.mean < 0 and mask.second_moment / -mask.mean > 30:  # some minus infinity, else zero
+        return 0.0, 1.0
+    own = mask.second_moment - mask.mean**2
+    samples = mask.sample_correlation if mask.sample_correlation is not None else 1.0
+    return max(own, 0.0), min(max(samples, 0.0), 1.0)
 
 
 @transfers("attention")
 def _attention(step: Step) -> Signal:
-    """E out² = E v²·(Σp²·(1 − ρ_v) + ρ_v): the part of v that all positions share passes, the rest
-    is averaged. The logits' variance over the keys of one query is scale²·d·E q²·E k²·(1 − ρ_k);
-    what all keys share cancels in the softmax."""
+    """E out² = E v²·(ρ_v + (1 − ρ_v)·(Σp² + s²(1 − Σp²)²/n)): the part of v that all positions
+    share passes, the rest is averaged with weights that lean towards the query's direction.
+
+    Two queries of one sample share Σ p p′ with logits correlated by ρ_q; of two samples a token's
+    part by position alone is averaged like v, with K_v = X + (S − X)·Σ p p′.
+    """
     q, k, v = step.signal(0), step.signal(1), step.signal(2)
     shape, keys_shape = step.shape(0), step.shape(1)
-    features = known_size(shape, (-1,)) if shape else None
-    keys = known_size(keys_shape, (-2,)) if keys_shape else None
-    if features is None or keys is None or v.second_moment is None or v.mean is None:
-        return Signal(roles=q.roles)
-    if q.second_moment is None or k.second_moment is None:
-        return Signal(roles=q.roles)
-    shared_k, shared_q, shared_v = (s.position_correlation for s in (k, q, v))
-    if shared_k is None or shared_v is None:
-        return Signal(roles=q.roles)
+    roles = q.roles if len(q.roles) == len(shape or ()) else v.roles
+    if shape is None or keys_shape is None:
+        return Signal(roles=roles)
+    features, queries = known_size(shape, (-1,)), known_size(shape, (-2,))
+    keys = known_size(keys_shape, (-2,))
+    p_k, p_v = k.position_correlation, v.position_correlation
+    if keys == 1:
+        p_k = p_v = 1.0
+    if (features is None or keys is None or queries is None or v.second_moment is None
+            or q.second_moment is None or k.second_moment is None or v.mean is None
+            or p_k is None or p_v is None):  # fmt: skip
+        return Signal(roles=roles)
     given = step.attribute("scale")
     scale = float(given) if isinstance(given, int | float) else 1 / math.sqrt(features)
-    logits = scale**2 * features * q.second_moment * k.second_moment * max(1 - shared_k, 0.0)
+    content = scale**2 * features * q.second_moment * k.second_moment * max(1 - p_k, 0.0)
     softcap = step.number("softcap")
     if softcap:
-        logits = softcap**2 * math.tanh(math.sqrt(logits) / softcap) ** 2
-    alike = logits * max(shared_q if shared_q is not None else 0.0, 0.0)
-    if step.attribute("causal"):
-        own = sum(participation(logits, t) for t in range(1, keys + 1)) / keys
-        other = sum(participation(alike, t) * (2 * (keys - t) + 1)
-                    for t in range(1, keys + 1)) / keys**2  # fmt: skip
-    else:
-        own, other = participation(logits, keys), participation(alike, keys)
-    free = v.second_moment * (1 - shared_v)
-    second = v.second_moment * shared_v + free * own
-    positions = correlated(v.second_moment * shared_v + free * min(other, own), second)
-    samples = None
-    if v.sample_correlation is not None:
-        between = v.sample_correlation * v.second_moment
-        # Tokens of two samples at equal positions agree by the sample correlation, at different
-        # ones by no more than by either correlation.
-        apart = min(v.sample_correlation, shared_v) * v.second_moment
-        samples = correlated(apart + max(between - apart, 0.0) / keys, second)
+        content = softcap**2 * math.tanh(math.sqrt(content) / softcap) ** 2
+    bias, bias_shared = _bias_variance(step)
+    logits = content + bias
+    wide = token_features(step.graph, step.value(2)) or token_features(step.graph, step.value(1))
+    # q² averages over the features of a head: two points that have its variance 2/d.
+    swing = min(math.sqrt(2 / features), 1.0)
+
+    def share(correlation: float | None, keyed: float) -> float:
+        """The correlation of two queries' logits."""
+        return 0.0 if logits <= 0 else content / logits * (correlation or 0.0) * keyed
+
+    s_k = k.sample_correlation if k.sample_correlation is not None else 0.0
+    x_k = k.apart if k.apart is not None else 0.0
+    keyed = min(max((s_k - x_k) / max(1 - p_k, 1e-9), 0.0), 1.0)
+    fixed = bias * bias_shared / logits if logits > 0 else 0.0
+    r_p = share(q.position_correlation, 1.0)
+    r_s, r_x = share(q.sample_correlation, keyed) + fixed, share(q.apart, keyed)
+    mean = {"own": 0.0, "tilt": 0.0, "p": 0.0, "s": 0.0, "x": 0.0}
+    counts = _counts(step, queries, keys)
+    rows = sum(n for _, n in counts)
+    below = 0
+    for seen, n in counts:
+        own = sum(participation(content * (1 + d) + bias, seen) for d in (swing, -swing)) / 2
+        tilt = content * (1 - own) ** 2 / wide if wide else 0.0
+        mean["own"] += own * n / rows
+        mean["tilt"] += tilt * n / rows
+        mean["s"] += shared_participation(own, seen, r_s) * n / rows
+        # of two queries the one that sees more keys gives each the smaller weight
+        pairs = (n * (n - 1) + 2 * n * below) / max(rows * (rows - 1), 1)
+        mean["p"] += shared_participation(own, seen, r_p) * pairs
+        mean["x"] += shared_participation(own, seen, r_x) * pairs
+        below += n
+    own, tilt = mean["own"], mean["tilt"]
+    free = v.second_moment * max(1 - p_v, 0.0)
+    second = v.second_moment * p_v + free * (own + tilt)
     p = step.number("dropout")
     if p and step.graph.mode == "train":
-        second += free * own * (1 / (1 - p) - 1)
-    return Signal(v.mean, second, positions, samples, None, v.odd_in, v.one_sided,
-                  q.roles if len(q.roles) == len(shape or ()) else v.roles)  # fmt: skip
+        second += v.second_moment * own * (1 / (1 - p) - 1)
+
+    def leaning(correlation: float | None) -> float:
+        return free * tilt * min(max(correlation or 0.0, 0.0), 1.0)
+
+    positions = correlated(
+        v.second_moment * p_v + free * mean["p"] + leaning(q.position_correlation), second
+    )
+    samples = apart = None
+    if v.sample_correlation is not None and v.apart is not None:
+        x_v = v.apart * v.second_moment
+        more = max(v.sample_correlation * v.second_moment - x_v, 0.0)
+        samples = correlated(x_v + more * mean["s"] + leaning(q.sample_correlation), second)
+        apart = correlated(x_v + more * mean["x"] + leaning(q.apart), second)
+    return Signal(v.mean, second, positions, samples, None, v.odd_in, v.one_sided, roles,
+                  cross_correlation=apart)  # fmt: skip
 
 
 @transfers("rotary")

@@ -18,8 +18,10 @@ from archlint.signal.squares import (
 )
 from archlint.signal.transfer import (
     Step,
+    both_paired,
     correlated,
     merged_groups,
+    paired,
     product,
     transfers,
 )
@@ -38,17 +40,16 @@ def through(x: Signal, phi: Activation) -> Signal:
     if not math.isfinite(m.second_moment):
         return Signal(roles=x.roles)
 
-    def pair(correlation: float | None) -> float | None:
-        if correlation is None or x.second_moment is None or x.mean is None:
-            return None
-        covariance = correlation * x.second_moment - x.mean * x.mean
-        return correlated(phi.pair(x.mean, variance, covariance), m.second_moment)
+    mean, second = x.mean, x.second_moment
+
+    def pair(correlation: float) -> float | None:
+        covariance = correlation * second - mean * mean
+        return correlated(phi.pair(mean, variance, covariance), m.second_moment)
 
     return Signal(
-        m.mean, m.second_moment, pair(x.position_correlation), pair(x.sample_correlation),
-        x.spread, x.odd_in if phi.odd else (), phi.one_sided, x.roles,
-        profile=x.profile if phi.homogeneous else {},
-    )  # fmt: skip
+        m.mean, m.second_moment, None, None, x.spread, x.odd_in if phi.odd else (),
+        phi.one_sided, x.roles, profile=x.profile if phi.homogeneous else {},
+    ).but(**paired(x, pair))  # fmt: skip
 
 
 def _squared(step: Step) -> Signal:
@@ -111,6 +112,7 @@ def aligned(step: Step, i: int) -> Signal:
         return x
     x_positions = x.position_correlation
     x_samples = x.sample_correlation
+    x_apart = x.apart
     own_positions = shared_positions = False
     samples = False
     for axis, role in enumerate(target):
@@ -122,12 +124,12 @@ def aligned(step: Step, i: int) -> Signal:
         if role == "sample":
             samples |= axis >= lead and n is not None and n > 1
     if shared_positions and not own_positions:
-        x_positions = 1.0
+        x_positions, x_apart = 1.0, x_samples
     if not samples and "sample" in target and "sample" not in roles:
-        x_samples = 1.0
+        x_samples, x_apart = 1.0, x_positions
     profile = {axis + lead: values for axis, values in x.profile.items()}
-    return x.but(position_correlation=x_positions, sample_correlation=x_samples, roles=target,
-                 profile=profile)  # fmt: skip
+    return x.but(position_correlation=x_positions, sample_correlation=x_samples,
+                 cross_correlation=x_apart, roles=target, profile=profile)  # fmt: skip
 
 
 def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
@@ -139,9 +141,10 @@ def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
     cross = 2 * sign * a.mean * b.mean
     second = max(a.second_moment + b.second_moment + cross, 0.0)
 
-    def joint(c: float | None, d: float | None) -> float | None:
-        one, two = product(c, a.second_moment), product(d, b.second_moment)
-        return None if one is None or two is None else correlated(one + two + cross, second)
+    q, r = a.second_moment, b.second_moment
+
+    def joint(c: float, d: float) -> float | None:
+        return correlated(c * q + d * r + cross, second)
 
     profile = dict(a.profile) if a.profile else {}
     if b.profile or profile:
@@ -151,11 +154,9 @@ def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
     if a.spread is not None and b.spread is not None and second > 0:
         one, two = a.second_moment / second, b.second_moment / second
         spread = a.spread * one * one + b.spread * two * two
-    return Signal(a.mean + sign * b.mean, second,
-                  joint(a.position_correlation, b.position_correlation),
-                  joint(a.sample_correlation, b.sample_correlation), spread,
+    return Signal(a.mean + sign * b.mean, second, None, None, spread,
                   merged_groups(a.odd_in, b.odd_in), side, a.roles or b.roles,
-                  profile, a.gaussian or b.gaussian)  # fmt: skip
+                  profile, a.gaussian or b.gaussian).but(**both_paired(a, b, joint))  # fmt: skip
 
 
 def _mixed_profile(a: Signal, b: Signal) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
@@ -182,16 +183,11 @@ def multiplied(a: Signal, b: Signal) -> Signal:
     if a.second_moment is None or b.second_moment is None:
         return Signal(roles=a.roles or b.roles)
     mean = None if a.mean is None or b.mean is None else a.mean * b.mean
-
-    def joint(c: float | None, d: float | None) -> float | None:
-        return None if c is None or d is None else c * d
-
-    return Signal(mean, a.second_moment * b.second_moment,
-                  joint(a.position_correlation, b.position_correlation),
-                  joint(a.sample_correlation, b.sample_correlation),
+    return Signal(mean, a.second_moment * b.second_moment, None, None,
                   None if a.spread is None or b.spread is None else a.spread + b.spread,
                   _product_groups(a, b), a.one_sided * b.one_sided, a.roles or b.roles,
-                  a.profile or b.profile)  # fmt: skip
+                  a.profile or b.profile,
+                  ).but(**both_paired(a, b, lambda c, d: c * d))  # fmt: skip
 
 
 def _product_groups(a: Signal, b: Signal) -> tuple[frozenset[str], ...]:
@@ -249,7 +245,8 @@ def _div(step: Step) -> Signal:
         finite = number.astype(np.float64)
         if finite.size and (finite != 0).all():
             inverse = 1 / finite
-            divisor = Signal(float(inverse.mean()), float((inverse**2).mean()), 1.0, 1.0, 0.0)
+            divisor = Signal(float(inverse.mean()), float((inverse**2).mean()), 1.0, 1.0, 0.0,
+                             cross_correlation=1.0)  # fmt: skip
             return multiplied(aligned(step, 0), divisor)
     return Signal(roles=step.signal(0).roles)
 
@@ -365,7 +362,8 @@ def joined(a: Signal, b: Signal) -> Signal:
                   same(a.position_correlation, b.position_correlation),
                   same(a.sample_correlation, b.sample_correlation), same(a.spread, b.spread),
                   merged_groups(a.odd_in, b.odd_in),
-                  a.one_sided if a.one_sided == b.one_sided else 0, roles)  # fmt: skip
+                  a.one_sided if a.one_sided == b.one_sided else 0, roles,
+                  cross_correlation=same(a.apart, b.apart))  # fmt: skip
 
 
 @transfers("select")
@@ -385,13 +383,15 @@ def _dropout(step: Step) -> tuple[Signal, Signal]:
     if not step.attribute("training") or p == 0.0 or step.graph.mode == "eval":
         return x, UNKNOWN_SIGNAL
     if keep <= 0:
-        return Signal(0.0, 0.0, 1.0, 1.0, 0.0, (), 0, x.roles), UNKNOWN_SIGNAL
+        zeros = Signal(0.0, 0.0, 1.0, 1.0, 0.0, (), 0, x.roles, cross_correlation=1.0)
+        return zeros, UNKNOWN_SIGNAL
     whole = step.node.op == "drop_path"  # whole samples: positions of one sample stay together
     return x.but(
         second_moment=None if x.second_moment is None else x.second_moment / keep,
         position_correlation=x.position_correlation if whole
         else product(x.position_correlation, keep),
         sample_correlation=product(x.sample_correlation, keep),
+        cross_correlation=product(x.apart, keep),
         gaussian=False,
     ), UNKNOWN_SIGNAL  # fmt: skip
 
@@ -405,7 +405,8 @@ def _random_normal(step: Step) -> Signal:
     mean, std = step.number("mean"), step.number("std")
     second = mean**2 + std**2
     c = correlated(mean**2, second)
-    return Signal(mean, second, c, c, 0.0, (), 0, _noise_roles(step), gaussian=True)
+    return Signal(mean, second, c, c, 0.0, (), 0, _noise_roles(step), gaussian=True,
+                  cross_correlation=c)  # fmt: skip
 
 
 @transfers("random_uniform")
@@ -414,7 +415,8 @@ def _random_uniform(step: Step) -> Signal:
     mean = (low + high) / 2
     second = mean**2 + (high - low) ** 2 / 12
     c = correlated(mean**2, second)
-    return Signal(mean, second, c, c, 0.0, (), int(low >= 0), _noise_roles(step))
+    return Signal(mean, second, c, c, 0.0, (), int(low >= 0), _noise_roles(step),
+                  cross_correlation=c)  # fmt: skip
 
 
 @transfers("quantize", "dequantize")
@@ -425,7 +427,7 @@ def _requantize(step: Step) -> Signal:
         return UNKNOWN_SIGNAL
     factor = float(scale.reshape(-1)[0])
     shift = 0.0 if zero is None else float(zero.reshape(-1)[0])
-    offset = Signal(shift, shift * shift, 1.0, 1.0, 0.0)
+    offset = Signal(shift, shift * shift, 1.0, 1.0, 0.0, cross_correlation=1.0)
     if step.node.op == "quantize":
         return added(scaled(x, 1 / factor), offset)
     return scaled(added(x, offset, -1.0), factor)

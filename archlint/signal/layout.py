@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.transfer import Step, correlated, known_size, merged_groups, product, transfers
+from archlint.signal.transfer import (
+    Step,
+    correlated,
+    known_size,
+    merged_groups,
+    product,
+    transfers,
+    without_positions,
+)
 
 Shape = tuple[int | None, ...]
 
@@ -82,9 +90,8 @@ def _reshape(step: Step) -> Signal:
         kept = {n: axis for axis, n in enumerate(after) if after.count(n) == 1}
         profile = {kept[before[a]]: p for a, p in x.profile.items()
                    if before.count(before[a]) == 1 and before[a] in kept}  # fmt: skip
-    # Without a position left, "two positions of one sample" are one.
-    return x.but(roles=roles, profile=profile,
-                 position_correlation=1.0 if flattened else x.position_correlation)  # fmt: skip
+    x = x.but(roles=roles, profile=profile)
+    return without_positions(x) if flattened else x
 
 
 @transfers("transpose")
@@ -104,18 +111,19 @@ def _expand(step: Step) -> Signal:
     lead = len(after) - len(before)
     new: tuple[Role, ...] = ("sample", "position") if lead > 1 else ("sample",)
     roles = (*(new[:lead] + ("position",) * max(lead - len(new), 0)), *x.roles)
-    positions, samples = x.position_correlation, x.sample_correlation
+    positions, samples, apart = x.position_correlation, x.sample_correlation, x.apart
     if lead and "sample" not in x.roles:
-        samples = 1.0
+        samples, apart = 1.0, positions
     for axis, role in enumerate(x.roles):
         n = before[axis]
         if n == 1 and after[axis + lead] != 1:
             if role == "position" and x.roles.count("position") == 1:
-                positions = 1.0
+                positions, apart = 1.0, samples
             if role == "sample":
-                samples = 1.0
+                samples, apart = 1.0, positions
     return x.but(roles=tuple(roles) if len(roles) == len(after) else (), profile={},
-                 position_correlation=positions, sample_correlation=samples)  # fmt: skip
+                 position_correlation=positions, sample_correlation=samples,
+                 cross_correlation=apart)  # fmt: skip
 
 
 @transfers("concat", "stack")
@@ -159,17 +167,11 @@ def weighted_mean(
     first = mean([p.mean for p, _ in parts])
     inside = mean([product(p.position_correlation, p.second_moment) for p, _ in parts])
     between = mean([product(p.sample_correlation, p.second_moment) for p, _ in parts])
-    if over_positions and inside is not None:
-        means = [p.mean for p, _ in parts]
-        if any(m is None for m in means):
-            inside = None
-        else:
-            inside = 0.0
-            for i, (p, s) in enumerate(shares):
-                for j, (q, t) in enumerate(shares):
-                    pair = (product(p.position_correlation, p.second_moment) if i == j
-                            else (p.mean or 0.0) * (q.mean or 0.0))  # fmt: skip
-                    inside += s * t * (pair or 0.0)
+    apart = mean([product(p.apart, p.second_moment) for p, _ in parts])
+    if over_positions:
+        inside = _between_places(parts, [product(p.position_correlation, p.second_moment)
+                                         for p, _ in parts])  # fmt: skip
+        apart = _between_places(parts, [product(p.apart, p.second_moment) for p, _ in parts])
     sides = {p.one_sided for p, _ in parts}
     spreads = mean([p.spread for p, _ in parts])
     first_part = parts[0][0]
@@ -187,7 +189,25 @@ def weighted_mean(
     return Signal(first, second, correlated(inside, second), correlated(between, second), spreads,
                   merged_groups(*(p.odd_in for p, _ in parts)),
                   sides.pop() if len(sides) == 1 else 0, roles, profile,
-                  all(p.gaussian for p, _ in parts))  # fmt: skip
+                  all(p.gaussian for p, _ in parts),
+                  cross_correlation=correlated(apart, second))  # fmt: skip
+
+
+def _between_places(
+    parts: Sequence[tuple[Signal, int]], own: Sequence[float | None]
+) -> float | None:
+    """The mean of E[v v′] over pairs of different positions of parts that lie side by side along
+    positions: ``own`` within a part, the product of the means between two."""
+    total = sum(n for _, n in parts)
+    if any(k is None or p.mean is None for k, (p, _) in zip(own, parts, strict=True)):
+        return None
+    if total < 2:
+        return own[0]
+    means = sum((p.mean or 0.0) * n for p, n in parts)
+    summed = means * means
+    for k, (p, n) in zip(own, parts, strict=True):
+        summed += (k or 0.0) * n * (n - 1) - (p.mean or 0.0) ** 2 * n * n
+    return summed / (total * (total - 1))
 
 
 def _part(step: Step, axes: Sequence[int]) -> Signal:
@@ -221,8 +241,8 @@ def _select_index(step: Step) -> Signal:
     roles = tuple(r for a, r in enumerate(x.roles) if a != axis)
     profile = {a - (a > axis): p for a, p in x.profile.items()}
     gone = "position" in x.roles and "position" not in roles
-    return x.but(roles=roles, profile=profile,
-                 position_correlation=1.0 if gone else x.position_correlation)  # fmt: skip
+    x = x.but(roles=roles, profile=profile)
+    return without_positions(x) if gone else x
 
 
 @transfers("gather", "gather_elements", "gather_nd", "topk", "diagonal")
@@ -256,7 +276,8 @@ def _blocks(step: Step) -> Signal:
 
 @transfers("pad")
 def _pad(step: Step) -> Signal:
-    """Zeros take their share of the mean square; other modes repeat what is there."""
+    """Zeros take their share of the mean square, and once more where two positions differ; other
+    modes repeat what is there."""
     x, shape, out = step.signal(0), step.shape(0), step.out_shape()
     padding = step.ints("padding")
     if shape is None or out is None or None in shape or None in out:
@@ -282,8 +303,8 @@ def _pad(step: Step) -> Signal:
             profile[axis] = padded / padded.mean() if padded.mean() > 0 else padded
         share *= min(size / max(size + begin + end, 1), 1.0)
     return x.but(mean=product(x.mean, share), second_moment=product(x.second_moment, share),
-                 position_correlation=product(x.position_correlation, share),
-                 profile=profile)  # fmt: skip
+                 profile=profile, position_correlation=product(x.position_correlation, share),
+                 cross_correlation=product(x.apart, share))  # fmt: skip
 
 
 @transfers("full")
@@ -293,7 +314,8 @@ def _full(step: Step) -> Signal:
     roles: tuple[Role, ...] = tuple("feature" for _ in range(rank))
     if not math.isfinite(value):
         return Signal(roles=roles)
-    return Signal(value, value**2, 1.0, 1.0, 0.0, (), int(value > 0) - int(value < 0), roles)
+    return Signal(value, value**2, 1.0, 1.0, 0.0, (), int(value > 0) - int(value < 0), roles,
+                  cross_correlation=1.0)  # fmt: skip
 
 
 @transfers("cumsum")
@@ -307,4 +329,4 @@ def _cumsum(step: Step) -> Signal:
     count = np.arange(1, n + 1, dtype=np.float64)
     second = x.second_moment * float((count + count * (count - 1) * c).mean())
     return x.but(mean=x.mean * (n + 1) / 2, second_moment=second, position_correlation=None,
-                 sample_correlation=None, profile={})  # fmt: skip
+                 sample_correlation=None, cross_correlation=None, profile={})  # fmt: skip

@@ -19,7 +19,10 @@ class Signal:
 
     ``mean`` = E v and ``second_moment`` = E v² per element, averaged over the tensor.
     ``position_correlation`` = E[v v′]/E v² for two positions of one sample and the same feature,
-    ``sample_correlation`` the same for two samples; both in [−1, 1].
+    ``sample_correlation`` the same for one position of two samples, ``cross_correlation`` for
+    different positions of different samples; all in [−1, 1]. Where a tensor has no positions (or
+    no samples) the pairs that differ there are no pairs: position_correlation is then 1, and
+    cross_correlation the sample_correlation.
     ``spread`` = Var ln M over initializations (theory.md 5).
     ``grad_second_moment``, ``grad_position_correlation``: the same of ∂⟨output, ξ⟩/∂v, ξ ~ N(0,1).
     ``odd_in``: groups of parameters, newest last; flipping the signs of all parameters of one
@@ -39,6 +42,7 @@ class Signal:
     roles: tuple[Role, ...] = ()
     profile: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
     gaussian: bool = False  # whether the elements are (nearly) normal over initializations
+    cross_correlation: float | None = None
     grad_second_moment: float | None = None
     grad_position_correlation: float | None = None
 
@@ -58,6 +62,15 @@ class Signal:
         if self.second_moment is None or self.mean is None:
             return None
         return max(self.second_moment - self.mean * self.mean, 0.0)
+
+    @property
+    def apart(self) -> float | None:
+        """The cross correlation; where it is not known, the lesser of the two others."""
+        if self.cross_correlation is not None:
+            return self.cross_correlation
+        if self.position_correlation is None or self.sample_correlation is None:
+            return None
+        return min(self.position_correlation, self.sample_correlation)
 
     def but(self, **changes: object) -> Signal:
         """A copy with some fields replaced."""

@@ -1,47 +1,58 @@
 """Normalisation: what is centred and divided by what, from correlations.
 
-The variance that a norm sees is E x² less the mean square of the mean over the normalised set.
-For a set of N elements of which two agree with E[x x′] = c·E x² the mean's square is
-E x²·(1 + (N−1)c)/N.
+With K(u, v) = E[v v′] for a pair of elements, a norm's output has (K(u, v) − E[m m′])/v̄ where m, m′
+are the two means that are subtracted and v̄ = E v² − E m² is the variance that it divides by. The
+mean over N elements of which two agree with E[v v′] = c·E v² has E m² = E v²·(1 + (N − 1)c)/N.
+That the variance itself fluctuates is left out: of order 1/N.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.transfer import Step, correlated, known_size, product, transfers
+from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
+
+_ONE = Signal(1.0, 1.0, 1.0, 1.0, 0.0, cross_correlation=1.0)
+_ZERO = Signal(0.0, 0.0, 1.0, 1.0, 0.0, cross_correlation=1.0)
+_PAIRS = ("position_correlation", "sample_correlation", "cross_correlation")
 
 
 def normalised(
-    step: Step, x: Signal, mean_square: float, second: float, eps: float, scale: int, shift: int,
-    position: float | None, sample: float | None,
+    step: Step, x: Signal, mean_square: float, centres: Mapping[str, float | None], eps: float,
 ) -> Signal:  # fmt: skip
-    """γ·(x − mean)/√(var + eps) + β, with var = E x² − mean_square, and E[x x′] − mean_square
-    as the numerators of both correlations (already divided by E x² where given)."""
-    variance = max(second - mean_square, 0.0)
-    share = variance / (variance + eps) if variance + eps > 0 else 0.0
-    gamma = step.signal(scale) if step.has(scale) else Signal(1.0, 1.0, 1.0, 1.0, 0.0)
-    beta = step.signal(shift) if step.has(shift) else Signal(0.0, 0.0, 1.0, 1.0, 0.0)
-    if gamma.second_moment is None or beta.second_moment is None:
+    """γ·(x − m)/√(v̄ + eps) + β with E m² = ``mean_square``; ``centres`` holds E[m m′] for the two
+    means of a pair, by the name of the correlation. Weights 1 and 2 of the node are γ and β."""
+    gamma = step.signal(1) if step.has(1) else _ONE
+    beta = step.signal(2) if step.has(2) else _ZERO
+    if gamma.second_moment is None or beta.second_moment is None or x.second_moment is None:
         return Signal(roles=x.roles)
-    inner = gamma.second_moment * share
-    total = inner + beta.second_moment
+    q = x.second_moment
+    variance = max(q - mean_square, 0.0)
+    share = variance / (variance + eps) if variance + eps > 0 else 0.0
     g, b = gamma.second_moment, beta.second_moment
+    total = g * share + b
 
-    def through(correlation: float | None) -> float | None:
-        if correlation is None or variance <= 0:
-            return None if correlation is None else correlated(b, total)
-        after = (correlation * second - mean_square) / variance
+    def through(name: str) -> float | None:
+        c = x.apart if name == "cross_correlation" else getattr(x, name)
+        centre = centres.get(name)
+        if variance <= 0:
+            return correlated(b, total)
+        if c is None or centre is None:
+            return None
+        after = (c * q - centre) / variance
         return correlated(g * share * min(max(after, -1.0), 1.0) + b, total)
 
-    groups = x.odd_in if beta.second_moment == 0 else ()
-    return Signal(beta.mean, total, through(position), through(sample), None, groups, 0, x.roles,
-                  gaussian=x.gaussian)  # fmt: skip
+    groups = x.odd_in if b == 0 else ()
+    return Signal(beta.mean, total, None, None, None, groups, 0, x.roles, gaussian=x.gaussian,
+                  ).but(**{name: through(name) for name in _PAIRS})  # fmt: skip
 
 
 @transfers("batch_norm")
 def _batch_norm(step: Step) -> Signal:
-    """Training: each channel's mean and variance over samples and positions of the batch. In
-    evaluation the running statistics of a fresh network, 0 and 1, change nothing."""
+    """Training: each channel's mean and variance over samples and positions of the batch, the
+    same for every pair. In evaluation the running statistics of a fresh network, 0 and 1, change
+    nothing. Where the batch's size is not known it is taken to be large."""
     x, shape = step.signal(0), step.shape(0)
     eps = step.number("eps")
     if x.second_moment is None or shape is None:
@@ -50,51 +61,45 @@ def _batch_norm(step: Step) -> Signal:
         return _with_running_statistics(step, x, eps)
     positions = known_size(shape, range(2, len(shape)))
     samples = shape[0]
-    between, within = x.sample_correlation, x.position_correlation
-    if positions is None or samples is None or between is None:
+    between, within, apart = x.sample_correlation, x.position_correlation, x.apart
+    if between is None or (positions != 1 and (within is None or apart is None)):
         return Signal(roles=x.roles)
-    if positions > 1 and within is None:
-        return Signal(roles=x.roles)
-    count = positions * samples
-    if count == 1:
+    if positions is None or samples is None:
+        mean_share = apart if positions != 1 and apart is not None else between
+        if positions is None and samples == 1:
+            mean_share = within or 0.0
+    elif positions * samples == 1:
         return UNKNOWN_SIGNAL
-    # Pairs of elements of a channel: equal, same sample, other sample.
-    inside = within if within is not None and positions > 1 else 1.0
-    apart = min(between, inside) if positions > 1 else between
-    mean_share = (
-        1 + (positions - 1) * inside
-        + (samples - 1) * (between + (positions - 1) * apart)
-    ) / count  # fmt: skip
-    result = normalised(step, x, mean_share * x.second_moment, x.second_moment, eps, 1, 2, within,
-                        between)  # fmt: skip
+    else:
+        mean_share = (
+            1 + (positions - 1) * (within or 0.0)
+            + (samples - 1) * (between + (positions - 1) * (apart or 0.0))
+        ) / (positions * samples)  # fmt: skip
+    square = mean_share * x.second_moment
+    result = normalised(step, x, square, dict.fromkeys(_PAIRS, square), eps)
     return result.but(profile=x.profile)
 
 
 def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:
-    running = step.signal(4) if step.has(4) else Signal(1.0, 1.0)
-    centre = step.signal(3) if step.has(3) else Signal(0.0, 0.0)
-    gamma = step.signal(1) if step.has(1) else Signal(1.0, 1.0)
-    beta = step.signal(2) if step.has(2) else Signal(0.0, 0.0)
+    running = step.signal(4) if step.has(4) else _ONE
+    centre = step.signal(3) if step.has(3) else _ZERO
+    gamma = step.signal(1) if step.has(1) else _ONE
+    beta = step.signal(2) if step.has(2) else _ZERO
     if (running.mean is None or centre.second_moment is None or gamma.second_moment is None
             or beta.second_moment is None or beta.mean is None or x.mean is None
             or x.second_moment is None or centre.mean is None or gamma.mean is None
             or running.mean + eps <= 0):  # fmt: skip
         return Signal(roles=x.roles)
-    inner = x.second_moment + centre.second_moment - 2 * x.mean * centre.mean
+    q, c = x.second_moment, centre.second_moment - 2 * x.mean * centre.mean
     scale = gamma.second_moment / (running.mean + eps)
     mean = gamma.mean * (x.mean - centre.mean) / (running.mean + eps) ** 0.5
-    second = scale * inner + beta.second_moment + 2 * mean * beta.mean
-
-    def through(correlation: float | None) -> float | None:
-        signal = product(correlation, x.second_moment)
-        return None if signal is None else correlated(
-            scale * (signal + centre.second_moment) + beta.second_moment  # type: ignore[operator]
-            + 2 * mean * (beta.mean or 0.0), second)  # fmt: skip
-
-    return Signal(mean + beta.mean, second, through(x.position_correlation),
-                  through(x.sample_correlation), x.spread,
+    shift = beta.second_moment + 2 * mean * beta.mean
+    second = max(scale * (q + c) + shift, 0.0)
+    return Signal(mean + beta.mean, second, None, None, x.spread,
                   x.odd_in if centre.second_moment == beta.second_moment == 0 else (), 0, x.roles,
-                  x.profile, x.gaussian)  # fmt: skip
+                  x.profile, x.gaussian).but(
+                      **paired(x, lambda r: correlated(scale * (r * q + c) + shift, second))
+                  )  # fmt: skip
 
 
 def _feature_mean_square(x: Signal, features: int, positions: int) -> float | None:
@@ -106,6 +111,28 @@ def _feature_mean_square(x: Signal, features: int, positions: int) -> float | No
         return None
     one = x.second_moment * (1 + (positions - 1) * inside) / positions
     return one / features + (1 - 1 / features) * x.mean**2
+
+
+def _centres(x: Signal, features: int, positions: int, square: float) -> dict[str, float | None]:
+    """E[m m′] of the means over ``features`` × ``positions`` elements. Where positions are part of
+    the set, two positions of one sample have the same mean."""
+    if x.second_moment is None or x.mean is None:
+        return {}
+    q, fixed = x.second_moment, x.mean**2
+
+    def of(c: float | None) -> float | None:
+        return None if c is None else c * q / features + (1 - 1 / features) * fixed
+
+    if positions == 1:
+        return {"position_correlation": of(x.position_correlation),
+                "sample_correlation": of(x.sample_correlation),
+                "cross_correlation": of(x.apart)}  # fmt: skip
+    between, apart = x.sample_correlation, x.apart
+    if between is None or apart is None:
+        return {"position_correlation": square}
+    other = of((between + (positions - 1) * apart) / positions)
+    return {"position_correlation": square, "sample_correlation": other,
+            "cross_correlation": other}  # fmt: skip
 
 
 def _axes_count(step: Step, axes: tuple[int, ...]) -> tuple[int, int] | None:
@@ -120,17 +147,23 @@ def _axes_count(step: Step, axes: tuple[int, ...]) -> tuple[int, int] | None:
     return None if features is None or positions is None else (features, positions)
 
 
+def _over(step: Step, features: int, positions: int) -> Signal:
+    """A norm per sample over a set of features and positions."""
+    x = step.signal(0)
+    square = _feature_mean_square(x, features, positions)
+    if square is None:
+        return Signal(roles=x.roles)
+    centres = _centres(x, features, positions, square)
+    return normalised(step, x, square, centres, step.number("eps")).but(spread=0.0)
+
+
 @transfers("layer_norm", "standardise")
 def _layer_norm(step: Step) -> Signal:
     """Per sample (and position): the length is reset to γ²·v/(v + eps) + β² (Ba et al. 2016)."""
     x, count = step.signal(0), _axes_count(step, step.ints("axes"))
     if count is None or x.second_moment is None:
         return Signal(roles=x.roles)
-    square = _feature_mean_square(x, *count)
-    if square is None:
-        return Signal(roles=x.roles)
-    return normalised(step, x, square, x.second_moment, step.number("eps"), 1, 2,
-                      x.position_correlation, x.sample_correlation).but(spread=0.0)  # fmt: skip
+    return _over(step, *count)
 
 
 @transfers("rms_norm")
@@ -139,9 +172,8 @@ def _rms_norm(step: Step) -> Signal:
     x = step.signal(0)
     if x.second_moment is None:
         return Signal(roles=x.roles)
-    result = normalised(step, x, 0.0, x.second_moment, step.number("eps"), 1, 2,
-                        x.position_correlation, x.sample_correlation)  # fmt: skip
-    gamma = step.signal(1) if step.has(1) else Signal(1.0, 1.0)
+    result = normalised(step, x, 0.0, dict.fromkeys(_PAIRS, 0.0), step.number("eps"))
+    gamma = step.signal(1) if step.has(1) else _ONE
     if x.mean is None or gamma.mean is None or x.second_moment <= 0:
         return result.but(mean=None if x.second_moment > 0 else 0.0, spread=0.0)
     size = (x.second_moment + step.number("eps")) ** 0.5
@@ -170,12 +202,7 @@ def _grouped(step: Step, groups: int) -> Signal:
     positions = known_size(shape, range(2, len(shape)))
     if positions is None:
         return Signal(roles=x.roles)
-    square = _feature_mean_square(x, max(shape[1] // groups, 1), positions)
-    if square is None:
-        return Signal(roles=x.roles)
-    result = normalised(step, x, square, x.second_moment, step.number("eps"), 1, 2,
-                        x.position_correlation, x.sample_correlation)  # fmt: skip
-    return result.but(spread=0.0, profile=x.profile)
+    return _over(step, max(shape[1] // groups, 1), positions).but(profile=x.profile)
 
 
 @transfers("lp_normalize")

@@ -6,7 +6,15 @@ import math
 
 from archlint.signal.gaussian import max_of_correlated
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.transfer import Step, correlated, known_size, product, transfers
+from archlint.signal.transfer import (
+    Step,
+    correlated,
+    known_size,
+    paired,
+    product,
+    transfers,
+    without_positions,
+)
 
 
 def averaged(x: Signal, count: int, correlation: float | None) -> Signal:
@@ -16,20 +24,15 @@ def averaged(x: Signal, count: int, correlation: float | None) -> Signal:
         return Signal(x.mean, roles=x.roles, one_sided=x.one_sided, odd_in=x.odd_in)
     second = x.second_moment * (1 + (count - 1) * correlation) / count
     second = max(second, 0.0)
+    q, apart = x.second_moment, x.apart
+    between = None
+    if x.sample_correlation is not None and apart is not None:  # at equal positions and others
+        pairs = (x.sample_correlation + (count - 1) * apart) / count
+        between = correlated(pairs * q, second)
     # Two windows apart: every pair of their elements agrees by the position correlation.
-    apart = correlated(product(x.position_correlation, x.second_moment), second)
-    between = _between(x, count, correlation, second)
-    return Signal(x.mean, second, apart, between, x.spread, x.odd_in, x.one_sided, x.roles,
-                  gaussian=x.gaussian)  # fmt: skip
-
-
-def _between(x: Signal, count: int, correlation: float, second: float) -> float | None:
-    """The sample correlation of means: pairs at equal positions and at different ones."""
-    if x.sample_correlation is None or x.second_moment is None:
-        return None
-    apart = min(x.sample_correlation, correlation)
-    pairs = x.sample_correlation / count + apart * (1 - 1 / count)
-    return correlated(pairs * x.second_moment, second)
+    return Signal(x.mean, second, correlated(product(x.position_correlation, q), second), between,
+                  x.spread, x.odd_in, x.one_sided, x.roles, gaussian=x.gaussian,
+                  cross_correlation=correlated(product(apart, q), second))  # fmt: skip
 
 
 @transfers("avg_pool")
@@ -70,7 +73,10 @@ def _adaptive_avg_pool(step: Step) -> Signal:
     if before is None:
         return UNKNOWN_SIGNAL
     count = max(round(before / math.prod(sizes)), 1)
-    return x if count == 1 else averaged(x, count, x.position_correlation)
+    if count == 1:
+        return x
+    result = averaged(x, count, x.position_correlation)
+    return without_positions(result) if math.prod(sizes) == 1 else result
 
 
 def maximum(step: Step, count: int) -> Signal:
@@ -91,19 +97,20 @@ def maximum(step: Step, count: int) -> Signal:
     c = (x.position_correlation * x.second_moment - x.mean**2) / variance
     deviation = math.sqrt(variance)
     floor = round(-x.mean / deviation, 6) if rectified else -math.inf
-    first, second, pair = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), floor)
+    first, second, _ = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), floor)
     mean = x.mean + deviation * first
     total = x.mean**2 + 2 * x.mean * deviation * first + variance * second
-    joint = x.mean**2 + 2 * x.mean * deviation * first + variance * pair
-    between = None
-    if x.sample_correlation is not None:
-        c = (x.sample_correlation * x.second_moment - x.mean**2) / variance
-        _, _, other = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), floor)
-        between = correlated(
-            x.mean**2 + 2 * x.mean * deviation * first + variance * min(other, pair), total
-        )
-    return Signal(mean, total, correlated(joint, total), between, x.spread, (), int(rectified),
-                  x.roles)  # fmt: skip
+    q, fixed = x.second_moment, x.mean**2 + 2 * x.mean * deviation * first
+
+    def joint(correlation: float) -> float | None:
+        other = round((correlation * q - (x.mean or 0.0) ** 2) / variance, 4)
+        pair = first * first
+        if other > 0:
+            _, _, pair = max_of_correlated(count, min(max(other, 0.0), 1.0), floor)
+        return correlated(fixed + variance * min(pair, second), total)
+
+    return Signal(mean, total, None, None, x.spread, (), int(rectified), x.roles,
+                  ).but(**paired(x, joint))  # fmt: skip
 
 
 @transfers("max_pool")
@@ -133,6 +140,24 @@ def reduced_roles(step: Step, x: Signal) -> tuple[Role, ...]:
     return tuple(role for axis, role in enumerate(x.roles) if axis not in axes)
 
 
+def over_features(x: Signal, count: int) -> Signal:
+    """The mean over ``count`` features, which agree in their means alone, for each kind of pair:
+    K ↦ K/n + (1 − 1/n)·(E v)²."""
+    if x.second_moment is None or x.mean is None:
+        return Signal(roles=x.roles)
+    q, rest = x.second_moment, (1 - 1 / count) * x.mean**2
+    second = q / count + rest
+    return x.but(
+        second_moment=second, **paired(x, lambda c: correlated(c * q / count + rest, second))
+    )
+
+
+def samples_for_positions(x: Signal) -> Signal:
+    """Samples and positions in each other's place."""
+    return x.but(position_correlation=x.sample_correlation,
+                 sample_correlation=x.position_correlation)  # fmt: skip
+
+
 @transfers("reduce_mean", "reduce_sum")
 def _reduce(step: Step) -> Signal:
     """A mean over positions, features or samples; a sum is the mean times the count."""
@@ -150,11 +175,15 @@ def _reduce(step: Step) -> Signal:
         if role == "feature":
             if result.mean is None or result.second_moment is None:
                 return UNKNOWN_SIGNAL
-            result = averaged(result, n, correlated(result.mean**2, result.second_moment))
+            result = over_features(result, n)
         elif role == "position":
             result = averaged(result, n, result.position_correlation)
         else:
-            result = averaged(result, n, result.sample_correlation)
+            swapped = averaged(samples_for_positions(result), n, result.sample_correlation)
+            result = samples_for_positions(swapped).but(roles=result.roles)
+    spots = [a for a, r in enumerate(x.roles) if r == "position" and shape[a] != 1]
+    if spots and all(a in axes for a in spots):
+        result = without_positions(result)
     result = result.but(roles=reduced_roles(step, x), profile={})
     if step.node.op == "reduce_sum":
         result = result.but(
@@ -172,7 +201,9 @@ def _reduce_max(step: Step) -> Signal:
         return UNKNOWN_SIGNAL
     if any(x.roles[a] != "position" for a in axes):
         return UNKNOWN_SIGNAL
-    return maximum(step, count).but(roles=reduced_roles(step, x))
+    result = maximum(step, count).but(roles=reduced_roles(step, x))
+    spots = [a for a, r in enumerate(x.roles) if r == "position" and shape[a] != 1]
+    return without_positions(result) if all(a in axes for a in spots) else result
 
 
 @transfers("reduce_var", "reduce_std", "reduce_l2")
@@ -187,7 +218,8 @@ def _reduce_size(step: Step) -> Signal:
     else:
         variance = max(x.second_moment - x.mean**2, 0.0)
         size = variance if step.node.op == "reduce_var" else math.sqrt(variance)
-    return Signal(size, size * size, 1.0, 1.0, x.spread, (), 1, reduced_roles(step, x))
+    return Signal(size, size * size, 1.0, 1.0, x.spread, (), 1, reduced_roles(step, x),
+                  cross_correlation=1.0)  # fmt: skip
 
 
 # --------------------------------------------------------------------------- resizing
@@ -219,5 +251,5 @@ def _resize(step: Step) -> Signal:
                 share *= 2 / 3
     c = x.position_correlation
     second = x.second_moment * (share + (1 - share) * c)
-    return x.but(second_moment=second, position_correlation=correlated(c * x.second_moment, second),
-                 profile={})  # fmt: skip
+    q = x.second_moment
+    return x.but(second_moment=second, profile={}, **paired(x, lambda r: correlated(r * q, second)))

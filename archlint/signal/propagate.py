@@ -33,7 +33,7 @@ def of_input(value: Value) -> Signal:
         middle: tuple[Role, ...] = tuple("position" for _ in range(rank - 2))
         roles = ("sample", "feature", *middle) if rank != 3 else ("sample", "position", "feature")
         roles = roles[:rank]
-    return Signal(0.0, 1.0, 0.0, 0.0, 0.0, (), 0, roles, gaussian=True)
+    return Signal(0.0, 1.0, 0.0, 0.0, 0.0, (), 0, roles, gaussian=True, cross_correlation=0.0)
 
 
 def propagate(graph: LayerGraph) -> Mapping[str, Signal]:

@@ -136,7 +136,7 @@ def root_of_gamma(x: Signal) -> Signal:
         return None if rho is None else correlated(mean * mean * root_series(a, rho), m)
 
     return Signal(mean, m, pair(x.position_correlation), pair(x.sample_correlation), x.spread,
-                  (), 1, x.roles)  # fmt: skip
+                  (), 1, x.roles, cross_correlation=pair(x.apart))  # fmt: skip
 
 
 def log_of_gamma(x: Signal) -> Signal:
@@ -154,7 +154,7 @@ def log_of_gamma(x: Signal) -> Signal:
         return None if rho is None else correlated(log_series(a, rho) + mean * mean, second)
 
     return Signal(mean, second, pair(x.position_correlation), pair(x.sample_correlation), None,
-                  (), 0, x.roles)  # fmt: skip
+                  (), 0, x.roles, cross_correlation=pair(x.apart))  # fmt: skip
 
 
 # --------------------------------------------------------------------------- special functions

@@ -120,7 +120,8 @@ def of_parameter(parameter: Parameter) -> Signal:
     side = 0
     if not law.random and law.variance == 0:
         side = (law.mean > 0) - (law.mean < 0)
-    return Signal(law.mean, law.second_moment, fixed, 1.0, 0.0, odd, side, roles)
+    return Signal(law.mean, law.second_moment, fixed, 1.0, 0.0, odd, side, roles,
+                  cross_correlation=fixed)  # fmt: skip
 
 
 def of_constant(array: Array) -> Signal:
@@ -135,7 +136,8 @@ def of_constant(array: Array) -> Signal:
     mean, second = float(finite.mean()), float(np.square(finite).mean())
     side = int(finite.min() >= 0) - int(finite.max() <= 0)
     correlation = 1.0 if second == 0 else min(mean * mean / second, 1.0)
-    return Signal(mean, second, correlation, 1.0, 0.0, (), side, roles)
+    return Signal(mean, second, correlation, 1.0, 0.0, (), side, roles,
+                  cross_correlation=correlation)  # fmt: skip
 
 
 def merged_groups(*groups: tuple[Group, ...]) -> tuple[Group, ...]:
@@ -153,8 +155,42 @@ def correlated(covariance: float | None, second_moment: float | None) -> float |
     return min(max(covariance / second_moment, -1.0), 1.0)
 
 
+def paired(x: Signal, f: Callable[[float], float | None]) -> dict[str, object]:
+    """The three correlations of an output from those of its input, as fields: ``f`` maps a
+    correlation of the input to one of the output. What is not known stays so."""
+
+    def through(correlation: float | None) -> float | None:
+        return None if correlation is None else f(correlation)
+
+    return {
+        "position_correlation": through(x.position_correlation),
+        "sample_correlation": through(x.sample_correlation),
+        "cross_correlation": through(x.apart),
+    }
+
+
+def both_paired(
+    a: Signal, b: Signal, f: Callable[[float, float], float | None]
+) -> dict[str, object]:
+    """The same for two inputs."""
+
+    def through(c: float | None, d: float | None) -> float | None:
+        return None if c is None or d is None else f(c, d)
+
+    return {
+        "position_correlation": through(a.position_correlation, b.position_correlation),
+        "sample_correlation": through(a.sample_correlation, b.sample_correlation),
+        "cross_correlation": through(a.apart, b.apart),
+    }
+
+
 def product(correlation: float | None, second_moment: float | None) -> float | None:
     """correlation·second_moment, None where either is unknown."""
     if correlation is None or second_moment is None:
         return None
     return correlation * second_moment
+
+
+def without_positions(x: Signal) -> Signal:
+    """What is true of a tensor that has no two positions."""
+    return x.but(position_correlation=1.0, cross_correlation=x.sample_correlation)
