@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, UNKNOWN
+from archlint.signal.backpropagate import backpropagate
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.propagate import propagate
 from archlint.signal.structure import Segment, Trunk, find_structure
@@ -44,7 +45,7 @@ class Analysis:
 
 def analyse(graph: LayerGraph) -> Analysis:
     """Propagate signals through a graph and find its structure (design: the signal engine)."""
-    signals = propagate(graph)
+    signals = backpropagate(graph, propagate(graph))
     structure = find_structure(graph, signals)
     return Analysis(graph, signals, structure.segments, structure.trunks, coverage(graph, signals))
 

@@ -1,0 +1,189 @@
+"""The backward sweep: the gradient of every value, from the outputs to the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+import numpy as np
+
+from archlint.graph.model import LayerGraph, Node
+from archlint.signal.gradient import (
+    BACKWARD,
+    MOST_ORIGINS,
+    UNKNOWN_GRADIENT,
+    Back,
+    Correlation,
+    Gradient,
+    Profile,
+    no_gradient,
+)
+from archlint.signal.moments import Signal
+
+for _family in ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
+                "recurrent"):  # fmt: skip
+    import_module(f"archlint.signal.backward.{_family}")
+
+_Sources = dict[str, Gradient]
+
+
+def gradients(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, Gradient]:
+    """The gradient of ∂⟨output, ξ⟩/∂v of every value v that depends on an input.
+
+    ξ ~ N(0,1) is independent for every element of every output of real numbers. A value that no
+    output depends on has the gradient 0; unknown is what an op without a backward function, or one
+    whose signal is unknown, hands on. One pass; cost linear in the number of nodes.
+    """
+    arriving: dict[str, list[Gradient]] = {}
+    sources: _Sources = {}
+    for out in dict.fromkeys(graph.outputs):
+        if not _is_real(graph, out):
+            continue
+        rank = len(graph.shape(out) or ())
+        sources[f"output:{out}"] = Gradient(1.0, (0.0,) * rank)
+        arriving.setdefault(out, []).append(
+            Gradient(1.0, (0.0,) * rank, origin={f"output:{out}": 1.0})
+        )
+    found: dict[str, Gradient] = {}
+    for node in reversed(graph.nodes):
+        if all(out in graph.static for out in node.outputs):
+            continue
+        for out in node.outputs:
+            found[out] = _sum(graph, out, arriving.pop(out, []), sources)
+        _hand_on(graph, node, signals, found, arriving, sources)
+    for value in graph.inputs:
+        found[value] = _sum(graph, value, arriving.pop(value, []), sources)
+    return found
+
+
+def backpropagate(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, Signal]:
+    """The signals with their gradients' second moment and position correlation filled in."""
+    result = dict(signals)
+    for value, g in gradients(graph, signals).items():
+        if value not in result or not _is_real(graph, value):
+            continue
+        result[value] = result[value].but(
+            grad_second_moment=g.second_moment,
+            grad_position_correlation=_of_positions(g, result[value], graph.shape(value)),
+        )
+    return result
+
+
+def _is_real(graph: LayerGraph, value: str) -> bool:
+    dtype = graph.values[value].dtype
+    return dtype is None or "float" in dtype or "complex" in dtype
+
+
+def _of_positions(g: Gradient, x: Signal, shape: Sequence[int | None] | None) -> Correlation:
+    if g.second_moment is None or len(x.roles) != len(g.along):
+        return None
+    spots = [c for a, c in enumerate(g.along)
+             if x.roles[a] == "position" and (shape is None or shape[a] != 1)]  # fmt: skip
+    return None if not spots or any(c is None for c in spots) else min(c or 0.0 for c in spots)
+
+
+def _hand_on(
+    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], found: Mapping[str, Gradient],
+    arriving: dict[str, list[Gradient]], sources: _Sources,
+) -> None:  # fmt: skip
+    """Add what a node's inputs get from it."""
+    wanted = [v is not None and v not in graph.static and _is_real(graph, v) for v in node.inputs]
+    if not any(wanted):
+        return
+    gradients = tuple(found[out] for out in node.outputs)
+    results: Sequence[Gradient | None]
+    if all(g.zero for g in gradients):
+        results = [no_gradient(len(graph.shape(v) or ())) for v in node.inputs]
+    elif all(g.second_moment is None for g in gradients) or node.op not in BACKWARD:
+        results = [UNKNOWN_GRADIENT] * len(node.inputs)
+    else:
+        results = BACKWARD[node.op](Back(graph, node, signals, {}, gradients))
+    for i, (value, want) in enumerate(zip(node.inputs, wanted, strict=True)):
+        g = results[i] if i < len(results) else None
+        if not want or value is None or g is None:
+            continue
+        own = f"{node.id}:{i}"
+        if own in g.origin:
+            sources[own] = g
+        arriving.setdefault(value, []).append(g)
+
+
+def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sources) -> Gradient:
+    """What several readers of a value send back. E(Σg)² = Σ E g² + Σ_{i≠j} E g_i g_j, and two of
+    them have in common what comes from one source by a_i and a_j: Σ_s a_is a_js E g_s²."""
+    parts = [g for g in parts if not g.zero]
+    rank = len(graph.shape(value) or ())
+    if not parts:
+        return no_gradient(rank)
+    if len(parts) == 1:
+        return parts[0]
+    if any(g.second_moment is None for g in parts):
+        return UNKNOWN_GRADIENT
+    weights = [g.second_moment or 0.0 for g in parts]
+    total = sum(weights)
+    origin: dict[str, float] = {}
+    for g in parts:
+        for s, a in g.origin.items():
+            origin[s] = origin.get(s, 0.0) + a
+    cross = 0.0
+    shared: list[tuple[Gradient, float]] = []
+    for s, a in origin.items():
+        source = sources.get(s)
+        if source is None or source.second_moment is None:
+            continue
+        alone = sum(g.origin.get(s, 0.0) ** 2 for g in parts)
+        if a * a != alone:
+            cross += (a * a - alone) * source.second_moment
+            shared.append((source, (a * a - alone) * source.second_moment))
+    second = max(total + cross, 0.0)
+    if len({len(g.along) for g in parts}) > 1 or second <= 0:
+        return Gradient(second, (None,) * rank, origin=_strongest(origin, sources))
+    along = tuple(
+        _mean_correlation([(g.along[a], w) for g, w in zip(parts, weights, strict=True)]
+                          + [(s.along[a] if a < len(s.along) else 0.0, w) for s, w in shared],
+                          second)
+        for a in range(len(parts[0].along))
+    )  # fmt: skip
+    aligned = _mean_correlation(
+        [(g.aligned, w) for g, w in zip(parts, weights, strict=True)], total
+    )
+    chosen = sum(g.chosen * w for g, w in zip(parts, weights, strict=True)) / total
+    window = max(g.window for g in parts)
+    return Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window,
+                    _strongest(origin, sources))  # fmt: skip
+
+
+def _mean_correlation(parts: Sequence[tuple[Correlation, float]], total: float) -> Correlation:
+    mean = 0.0
+    for c, w in parts:
+        if c is None:
+            return None
+        mean += c * w
+    return min(max(mean / total, -1.0), 1.0) if total > 0 else 0.0
+
+
+def _mean_profile(parts: Sequence[Gradient], weights: Sequence[float]) -> dict[int, Profile]:
+    total = sum(weights)
+    found: dict[int, Profile] = {}
+    for axis in {a for g in parts for a in g.profile}:
+        sizes = {g.profile[axis].size for g in parts if axis in g.profile}
+        if len(sizes) != 1:
+            continue
+        mix = np.zeros(sizes.pop())
+        for g, w in zip(parts, weights, strict=True):
+            mix = mix + w / total * g.profile.get(axis, 1.0)
+        found[axis] = mix
+    return found
+
+
+def _strongest(origin: Mapping[str, float], sources: _Sources) -> dict[str, float]:
+    """The sources that matter most, at most MOST_ORIGINS."""
+    if len(origin) <= MOST_ORIGINS:
+        return dict(origin)
+
+    def share(s: str) -> float:
+        source = sources.get(s)
+        second = source.second_moment if source is not None else None
+        return origin[s] ** 2 * (second or 0.0)
+
+    return {s: origin[s] for s in sorted(origin, key=share, reverse=True)[:MOST_ORIGINS]}

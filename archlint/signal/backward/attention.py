@@ -1,0 +1,228 @@
+"""Gradients through softmax and attention.
+
+out_i = Σ_j p_ij v_j. v gets pᵀg; the logit (i, j) gets p_ij(a_ij − Σ_j p a) with a_ij = g_i·v_j, so
+that what all keys share is lost; q gets the logits' gradient times k, k times q.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from archlint.signal.attention import participation
+from archlint.signal.gradient import (
+    UNKNOWN_GRADIENT,
+    Back,
+    Gradient,
+    backwards,
+    no_gradient,
+    times,
+)
+from archlint.signal.moments import Signal
+
+
+@backwards("softmax")
+def _softmax(step: Back) -> list[Gradient | None]:
+    """p∘(g − Σ p g) over T keys: E g²·E p²·(1 − 2p + Σp²), whose sum over the keys is zero."""
+    g, shape, y = step.gradient, step.shape(0), step.out_signal()
+    axis = int(step.number("axis"))
+    keys = shape[axis] if shape is not None else None
+    if g.zero:
+        return [no_gradient(step.rank(0))]
+    if keys is None or y.second_moment is None or g.second_moment is None or not g.along:
+        return [UNKNOWN_GRADIENT]
+    c = g.along[axis]
+    if c is None:
+        return [UNKNOWN_GRADIENT]
+    own = min(y.second_moment * keys, 1.0)  # Σp²
+    free = max(1 - c, 0.0) * max(1 - own, 0.0)
+    along = tuple(-1 / max(keys - 1, 1) if a == axis else d for a, d in enumerate(g.along))
+    profile = {a: p for a, p in g.profile.items() if a != axis}
+    return [Gradient(g.second_moment * y.second_moment * free, along, profile,
+                     origin=step.source(0))]  # fmt: skip
+
+
+@backwards("log_softmax")
+def _log_softmax(step: Back) -> list[Gradient | None]:
+    """g − p·Σg: for many classes g itself, less p²·T."""
+    g, shape = step.gradient, step.shape(0)
+    axis = int(step.number("axis"))
+    keys = shape[axis] if shape is not None else None
+    x = step.signal(0)
+    if keys is None or x.variance is None or g.second_moment is None or not g.along:
+        return [UNKNOWN_GRADIENT]
+    own = participation(x.variance, keys)
+    c = g.along[axis]
+    if c is None:
+        return [UNKNOWN_GRADIENT]
+    # E(g − p Σg)²/E g² = 1 − 2p(1 + (T−1)c) + p²T(1 + (T−1)c), averaged over the keys
+    whole = 1 + (keys - 1) * c
+    factor = max(1 - 2 * whole / keys + own * whole, 0.0)
+    return [times(g, factor, None, 1 - 1 / keys)]
+
+
+@backwards("attention")
+def _attention(step: Back) -> list[Gradient | None]:
+    g = step.gradient
+    q, k, v = step.signal(0), step.signal(1), step.signal(2)
+    shape, keys_shape = step.shape(0), step.shape(1)
+    unknown: list[Gradient | None] = [UNKNOWN_GRADIENT] * 3
+    rest: list[Gradient | None] = [
+        None if value is None or value in step.graph.static else UNKNOWN_GRADIENT
+        for value in step.node.inputs[3:]
+    ]
+    if shape is None or keys_shape is None:
+        return [*unknown, *rest]
+    if g.zero:
+        return [no_gradient(step.rank(i)) for i in range(len(step.node.inputs))]
+    queries, features, keys = shape[-2], shape[-1], keys_shape[-2]
+    if queries is None or features is None or keys is None or g.second_moment is None:
+        return [*unknown, *rest]
+    heads = _heads(shape, keys_shape)
+    if heads is None or len(g.along) < 2 or q.second_moment is None or k.second_moment is None:
+        return [*unknown, *rest]
+    c, shared_k, shared_v = g.along[-2], k.position_correlation, v.position_correlation
+    if v.second_moment is None or c is None or shared_k is None or shared_v is None:
+        return [*unknown, *rest]
+    given = step.attribute("scale")
+    scale = float(given) if isinstance(given, int | float) else 1 / math.sqrt(features)
+    logits = scale**2 * features * q.second_moment * k.second_moment * max(1 - shared_k, 0.0)
+    shared_q = q.position_correlation
+    alike = logits * max(shared_q if shared_q is not None else 0.0, 0.0)
+    causal = bool(step.attribute("causal"))
+    p = _weights(logits, alike, queries, keys, causal)
+    p_keep = 1 - step.number("dropout") if step.graph.mode == "train" else 1.0
+    values = _to_values(step, g, c, p, queries, keys, heads, p_keep)
+    spread = features * g.second_moment * v.second_moment * max(1 - shared_v, 0.0)
+    to_q = _to_queries(step, g, p, spread, k, shared_k, scale)
+    to_k = _to_keys(step, g, c, p, spread, q, scale, queries, keys, heads)
+    return [to_q, to_k, values, *rest]
+
+
+def _heads(shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) -> float | None:
+    """How many query heads share one head of keys and values."""
+    if len(shape) != len(keys_shape) or len(shape) < 3:
+        return 1.0
+    if None in (*shape[:-2], *keys_shape[:-2]):
+        return 1.0 if shape[:-2] == keys_shape[:-2] else None
+    many = math.prod(n or 1 for n in shape[:-2])
+    few = math.prod(n or 1 for n in keys_shape[:-2])
+    return many / max(few, 1)
+
+
+class _Weights:
+    """Of the softmax: Σ_j p² of each query (``own``), its mean, that of Σ_j p p′ of two queries
+    (``other``), and Σ_j p²·(1 − Σ p²), what is left of it for differences between keys."""
+
+    def __init__(self, own: np.typing.NDArray[np.float64], other: float) -> None:
+        self.rows = own
+        self.own = float(own.mean())
+        self.other = other
+        self.free = float((own * (1 - own)).mean())
+        self.flat = float(((1 - own) ** 2).mean())
+
+
+def _weights(logits: float, alike: float, queries: int, keys: int, causal: bool) -> _Weights:
+    if not causal:
+        own = participation(logits, keys)
+        return _Weights(np.full(1, own), min(participation(alike, keys), own))
+    lengths = np.maximum(np.arange(1, queries + 1) + keys - queries, 1)
+    rows = np.array([participation(logits, int(t)) for t in lengths])
+    shared = np.array([participation(alike, int(t)) for t in lengths])
+    # Of two queries the one that sees less decides: the later one is met by 2i of the pairs.
+    pairs = float((shared * 2 * np.arange(queries)[::-1]).sum() / max(queries * (queries - 1), 1))
+    return _Weights(rows, pairs)
+
+
+def _to_values(
+    step: Back, g: Gradient, c: float, p: _Weights, queries: int, keys: int, heads: float,
+    keep: float,
+) -> Gradient:  # fmt: skip
+    """Key j gets Σ_i p_ij g_i; Σ_j p = 1 keeps the sum over positions, which gives the correlation
+    of two keys."""
+    if g.second_moment is None:
+        return UNKNOWN_GRADIENT
+    size = (queries / keys) * (p.own / keep + (queries - 1) * p.other * c)
+    size = max(size, 0.0)
+    second = g.second_moment * size * heads
+    whole = queries * (1 + (queries - 1) * c)
+    between = (whole / (keys * size) - 1) / (keys - 1) if keys > 1 and size > 0 else 0.0
+    rank = step.rank(2)
+    along = _like(g, rank, min(max(between, -1.0), 1.0))
+    profile: dict[int, np.typing.NDArray[np.float64]] = {}
+    if p.rows.size > 1:  # causal: early keys are met by every query after them
+        each = g.profile.get(len(g.along) - 2)
+        weight = p.rows / np.maximum(np.arange(1, p.rows.size + 1), 1)
+        if each is not None and each.size == weight.size:
+            weight = weight * each
+        met = np.cumsum(weight[::-1])[::-1]
+        if met.size == keys and met.mean() > 0:
+            profile[rank - 2] = met / met.mean()
+    return Gradient(second, along, profile, origin=step.source(2))
+
+
+def _like(g: Gradient, rank: int, positions: float) -> tuple[float | None, ...]:
+    """The correlations of a tensor [sample, heads, positions, features]."""
+    lead = g.along[:-2][:rank - 2] if rank <= len(g.along) else (0.0,) * (rank - 2)
+    return (*lead, positions, 0.0)
+
+
+def _same_tokens(step: Back, i: int, j: int) -> int | None:
+    """The number of features of the tokens that inputs ``i`` and ``j`` are linear maps of; None
+    where they are maps of different tensors."""
+    found = []
+    for place in (i, j):
+        value = step.value(place)
+        for _ in range(12):
+            node = step.graph.producer.get(value or "")
+            if node is None:
+                return None
+            if node.op == "linear":
+                found.append(node.inputs[0])
+                break
+            value = node.inputs[0] if node.inputs else None
+    if len(found) != 2 or found[0] != found[1]:
+        return None
+    shape = step.graph.shape(found[0])
+    return shape[-1] if shape else None
+
+
+def _to_queries(
+    step: Back, g: Gradient, p: _Weights, spread: float, k: Signal, shared_k: float, scale: float
+) -> Gradient:
+    """scale·Σ_j p_j(a_j − ā)k_j. Keys and values of the same tokens are correlated through them:
+    ‖Cov_p(tokens)‖² is d²/T-like plus d-like, which adds 1/d to Σp²."""
+    if k.second_moment is None:
+        return UNKNOWN_GRADIENT
+    free = p.free
+    tokens = _same_tokens(step, 1, 2)
+    if tokens:
+        free += p.flat / tokens
+    second = scale**2 * spread * k.second_moment * max(1 - shared_k, 0.0) * free
+    along = (*(c if c is None else 0.0 for c in g.along[:-1]), 0.0)
+    return Gradient(second, along, dict(g.profile), origin=step.source(0))
+
+
+def _to_keys(
+    step: Back, g: Gradient, c: float, p: _Weights, spread: float, q: Signal, scale: float,
+    queries: int, keys: int, heads: float,
+) -> Gradient:  # fmt: skip
+    """scale·Σ_i p_ij(a_ij − ā_i)q_i, where queries that share gradient and direction add up."""
+    if q.second_moment is None:
+        return UNKNOWN_GRADIENT
+    shared = q.position_correlation
+    if shared is None and c != 0.0:
+        return UNKNOWN_GRADIENT
+    flat = p.other * max(1 - p.other, 0.0)
+    size = (queries / keys) * (p.free + (queries - 1) * flat * c * (shared or 0.0))
+    second = scale**2 * spread * q.second_moment * max(size, 0.0) * heads
+    rank = step.rank(1)
+    along = (*((0.0,) * (rank - 2)), -1 / max(keys - 1, 1), 0.0)
+    return Gradient(second, along, {}, origin=step.source(1))
+
+
+@backwards("rotary")
+def _rotary(step: Back) -> list[Gradient | None]:
+    """A rotation back."""
+    return [step.gradient.but(origin=step.source(0), aligned=None)]

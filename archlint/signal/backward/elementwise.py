@@ -1,0 +1,417 @@
+"""Gradients through activations, sums, products, dropout and the rest of arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from archlint.signal.activations import Activation, activation, leaky_relu
+from archlint.signal.gradient import (
+    UNKNOWN_GRADIENT,
+    Back,
+    Correlation,
+    Gradient,
+    along_of,
+    backwards,
+    both,
+    no_gradient,
+    role_correlation,
+    scaled_origin,
+    strength,
+    times,
+    unbroadcast,
+)
+from archlint.signal.moments import Signal
+from archlint.signal.slopes import aligned_pair, slope_at_greatest, slope_mean, slope_pair
+
+
+def through(g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None] | None
+            ) -> Gradient:  # fmt: skip
+    """φ′(z)·g for z normal with the signal's moments, independent of g: E g² times E φ′²
+    (Schoenholz et al. 2017); correlations by Mehler's formula for φ′."""
+    if g.zero:
+        return g
+    if x.second_moment is None or x.mean is None or g.second_moment is None:
+        return Gradient(along=g.along)
+    variance = max(x.second_moment - x.mean**2, 0.0)
+    slope = phi.moments(x.mean, variance).slope
+    if not math.isfinite(slope):
+        return Gradient(along=g.along)
+    factor = slope
+    if g.chosen > 0 and x.position_correlation is not None:
+        c = _centred(x, x.position_correlation)
+        greatest = slope_at_greatest(phi, x.mean, variance, round(c, 3), g.window)
+        factor = (1 - g.chosen) * slope + g.chosen * greatest
+    pairs: dict[float, float] = {}
+
+    def pair(c: Correlation) -> Correlation:
+        if c is None:
+            return None
+        if c not in pairs:
+            found = slope_pair(phi, x.mean or 0.0, variance, _centred(x, c))
+            pairs[c] = min(found / slope, 1.0) if slope > 0 else 1.0
+        return pairs[c]
+
+    outer = along_of(x, shape) if shape is not None else ()
+    if len(outer) != len(g.along):
+        outer = (None,) * len(g.along)
+    along = tuple(
+        0.0 if c == 0.0 else both(c, pair(d)) for c, d in zip(g.along, outer, strict=True)
+    )
+    level = slope_mean(phi, x.mean, variance)
+    return Gradient(
+        g.second_moment * factor, along, g.profile, _aligned(g, x, phi, variance, slope, shape),
+        g.chosen, g.window, scaled_origin(g, level),
+    )  # fmt: skip
+
+
+def _centred(x: Signal, c: float) -> float:
+    """The correlation coefficient from E[x x′]/E x²."""
+    variance = x.variance or 0.0
+    if variance <= 1e-12 * (x.second_moment or 0.0) or x.mean is None or x.second_moment is None:
+        return 1.0
+    return min(max((c * x.second_moment - x.mean**2) / variance, -1.0), 1.0)
+
+
+def _aligned(
+    g: Gradient, x: Signal, phi: Activation, variance: float, slope: float,
+    shape: Sequence[int | None] | None,
+) -> Correlation:  # fmt: skip
+    """E[ẑ φ′ ẑ′ φ′′]/E φ′² for two positions, times the arriving gradient's correlation there."""
+    c = position_of(g, x, shape)
+    if c is None or x.position_correlation is None or slope <= 0:
+        return None
+    if c == 0.0:
+        return 0.0
+    return c * aligned_pair(phi, x.mean or 0.0, variance,
+                            _centred(x, x.position_correlation)) / slope  # fmt: skip
+
+
+def position_of(g: Gradient, x: Signal, shape: Sequence[int | None] | None) -> Correlation:
+    """The gradient's correlation along the longest axis of positions; 0 without one."""
+    if shape is None or len(x.roles) != len(g.along) or len(shape) != len(g.along):
+        return None
+    spots = [a for a, role in enumerate(x.roles) if role == "position" and shape[a] != 1]
+    return g.along[max(spots, key=lambda a: shape[a] or 0)] if spots else 0.0
+
+
+def _activation(step: Back) -> list[Gradient]:
+    phi = activation(step.node.op, step.node.attributes)
+    if phi is None:
+        return [UNKNOWN_GRADIENT]
+    return [_selected(step, 0, phi)]
+
+
+def _selected(step: Back, i: int, phi: Activation) -> Gradient:
+    """φ′ on input ``i``; one that is nowhere negative passes a rectifier unchanged where it is a
+    sum or a maximum of such."""
+    x, g = step.signal(i), step.gradient
+    if phi.name == "relu" and x.one_sided > 0 and not _has_zeros(step, i):
+        return g
+    return through(g, x, phi, step.shape(i))
+
+
+def _has_zeros(step: Back, i: int) -> bool:
+    """Whether a nowhere negative tensor is exactly zero at many places."""
+    node = step.graph.producer.get(step.value(i) or "")
+    return node is None or node.op in ("relu", "relu6", "clip", "threshold", "hardsigmoid")
+
+
+backwards(
+    "relu", "sigmoid", "tanh", "silu", "mish", "softsign", "erf", "sin", "cos", "hardswish",
+    "relu6", "tanhshrink", "logsigmoid", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu",
+    "softplus", "hardsigmoid", "hardtanh", "threshold", "hardshrink", "softshrink", "abs", "exp",
+    "expm1", "atan", "sinh", "asinh", "sign",
+)(_activation)  # fmt: skip
+
+
+@backwards("square")
+def _square(step: Back) -> list[Gradient]:
+    phi = activation("square", {})
+    return [UNKNOWN_GRADIENT if phi is None else through(step.gradient, step.signal(0), phi,
+                                                         step.shape(0))]  # fmt: skip
+
+
+@backwards("pow")
+def _pow(step: Back) -> list[Gradient]:
+    number = step.constant(1)
+    if number is None or number.size != 1:
+        return [UNKNOWN_GRADIENT, UNKNOWN_GRADIENT]
+    p = float(number.reshape(-1)[0])
+    if p == 1.0:
+        return [step.gradient]
+    if p != int(p) or not 0 < p <= 8:
+        return [UNKNOWN_GRADIENT]
+    power = int(p)
+    phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1))
+    return [through(step.gradient, step.signal(0), phi, step.shape(0))]
+
+
+@backwards("prelu")
+def _prelu(step: Back) -> list[Gradient]:
+    slope = step.signal(1)
+    if slope.second_moment is None or slope.mean is None:
+        return [UNKNOWN_GRADIENT]
+    phi = leaky_relu(math.copysign(slope.rms or 0.0, slope.mean))
+    return [through(step.gradient, step.signal(0), phi, step.shape(0))]
+
+
+@backwards("glu")
+def _glu(step: Back) -> list[Gradient]:
+    """a·σ(b): E g² times E σ² for the first half, times E a²·E σ′² for the second."""
+    x, g, sigmoid = step.signal(0), step.gradient, activation("sigmoid", {})
+    if x.second_moment is None or x.mean is None or sigmoid is None or g.second_moment is None:
+        return [UNKNOWN_GRADIENT]
+    m = sigmoid.moments(x.mean, max(x.second_moment - x.mean**2, 0.0))
+    axis = int(step.number("axis"))
+    factor = (m.second_moment + x.second_moment * m.slope) / 2
+    along = tuple(0.0 if a == axis else both(c, d) for a, (c, d) in enumerate(
+        zip(g.along, along_of(x, step.shape(0)), strict=True)))  # fmt: skip
+    profile = {a: p for a, p in g.profile.items() if a != axis}
+    return [Gradient(g.second_moment * factor, along, profile, origin=step.source(0))]
+
+
+# --------------------------------------------------------------------------- sums and products
+
+
+@backwards("add", "sub")
+def _add(step: Back) -> list[Gradient | None]:
+    """Each term gets the gradient as it is, summed over the axes that it was copied along."""
+    signs = (1.0, 1.0 if step.node.op == "add" else -1.0)
+    if step.value(0) == step.value(1):
+        total = 1.0 + signs[1]
+        return [times(step.gradient, total**2, mean=total), None]
+    found: list[Gradient | None] = []
+    for i in (0, 1):
+        g = unbroadcast(step, step.gradient, i)
+        g = g.but(aligned=_share_aligned(step, i), origin=scaled_origin(g, signs[i]))
+        found.append(g)
+    return found
+
+
+def _share_aligned(step: Back, i: int) -> Correlation:
+    """A sum is aligned with a term by the term's share s of the variance; the rest of the term is
+    independent of the gradient: s·aligned + (1 − s)·c·c_term."""
+    g, x, out = step.gradient, step.signal(i), step.out_signal()
+    if g.aligned is None or x.variance is None or not out.variance:
+        return None
+    share = min(x.variance / out.variance, 1.0)
+    c = position_of(g, out, step.out_shape())
+    own = None if x.position_correlation is None else _centred(x, x.position_correlation)
+    rest = both(c, own)
+    return None if rest is None else share * g.aligned + (1 - share) * rest
+
+
+def broadcast_along(step: Back, i: int) -> tuple[Correlation, ...]:
+    """E[x x′]/E x² of input ``i`` along the output's axes: 1 along those that it lacks."""
+    x, shape, out = step.signal(i), step.shape(i), step.out_shape()
+    if shape is None or out is None or len(shape) > len(out):
+        return ()
+    lead = len(out) - len(shape)
+    roles = x.roles if len(x.roles) == len(shape) else ()
+    found: list[Correlation] = [1.0] * lead
+    for a, n in enumerate(shape):
+        same = n == 1 and out[lead + a] != 1
+        c = None if not roles else role_correlation(x, roles[a])
+        if c is None and x.second_moment and x.mean is not None and not roles:
+            c = min(x.mean**2 / x.second_moment, 1.0)
+        found.append(1.0 if same else c)
+    return tuple(found)
+
+
+def _number(step: Back, i: int) -> float | None:
+    array = step.constant(i)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def scaled(g: Gradient, factor: float) -> Gradient:
+    """factor·g for a number, what is known of its place kept."""
+    return g.but(second_moment=strength(g, factor**2), origin=scaled_origin(g, factor))
+
+
+@backwards("mul")
+def _mul(step: Back) -> list[Gradient | None]:
+    """A factor gets the gradient times the other factor: E g²·E b² for independent ones, summed
+    over the axes that it was copied along (a channel's gate: over its positions)."""
+    if step.value(0) == step.value(1):
+        return [*_square(step), None]
+    found: list[Gradient | None] = []
+    for i in (0, 1):
+        number = _number(step, 1 - i)
+        if number is not None and _number(step, i) is None:
+            found.append(unbroadcast(step, scaled(step.gradient, number), i))
+            continue
+        found.append(multiplied(step, step.gradient, i, 1 - i))
+    return found
+
+
+def multiplied(step: Back, g: Gradient, i: int, other: int) -> Gradient:
+    """The gradient of input ``i`` of a product whose other factor is input ``other``."""
+    b = step.signal(other)
+    along = broadcast_along(step, other)
+    if g.zero:
+        return no_gradient(step.rank(i))
+    if b.second_moment is None or len(along) != len(g.along):
+        return UNKNOWN_GRADIENT
+    lead = len(g.along) - step.rank(other)
+    profile = {a + lead: p for a, p in b.profile.items()}
+    kept = g.aligned if all(c == 1.0 or a < 2 for a, c in enumerate(along)) else None
+    return unbroadcast(step, times(g, b.second_moment, along, b.mean, profile).but(aligned=kept), i)
+
+
+@backwards("div")
+def _div(step: Back) -> list[Gradient | None]:
+    """a/b: the divisor's E 1/b² is what the forward pass took it to be, E y²/E a²; b itself gets
+    −g·y/b, of second moment E g²·E y²·E 1/b²."""
+    g = step.gradient
+    number = _number(step, 1)
+    if number:
+        return [unbroadcast(step, scaled(g, 1 / number), 0)]
+    a, y = step.signal(0), step.out_signal()
+    if not a.second_moment or y.second_moment is None:
+        return [UNKNOWN_GRADIENT, UNKNOWN_GRADIENT]
+    inverse = y.second_moment / a.second_moment
+    above = times(g, inverse, broadcast_along(step, 1) or None, math.sqrt(inverse))
+    below = times(g, inverse * y.second_moment, along_of(y, step.out_shape()))
+    return [unbroadcast(step, above, 0), unbroadcast(step, below, 1)]
+
+
+@backwards("neg")
+def _neg(step: Back) -> list[Gradient]:
+    return [scaled(step.gradient, -1.0)]
+
+
+@backwards("clip")
+def _clip(step: Back) -> list[Gradient]:
+    low, high = _number(step, 1), _number(step, 2)
+    if (step.has(1) and low is None) or (step.has(2) and high is None):
+        return [UNKNOWN_GRADIENT]
+    x, y = step.signal(0), step.out_signal()
+    if high is None and x.one_sided > 0 and y.second_moment == x.second_moment:
+        return [step.gradient]
+    return [_hard(step, 0, -math.inf if low is None else low, math.inf if high is None else high)]
+
+
+def _hard(step: Back, i: int, low: float, high: float) -> Gradient:
+    phi = activation("hardtanh", {"minimum": low, "maximum": high})
+    return UNKNOWN_GRADIENT if phi is None else through(step.gradient, step.signal(i), phi,
+                                                        step.shape(i))  # fmt: skip
+
+
+@backwards("maximum", "minimum")
+def _extreme(step: Back) -> list[Gradient | None]:
+    """Against a number it clips. Of two tensors of one law each is chosen half the time."""
+    greatest = step.node.op == "maximum"
+    for i in (0, 1):
+        edge = _number(step, i)
+        if edge is None:
+            continue
+        x, y = step.signal(1 - i), step.out_signal()
+        whole = x.one_sided > 0 and greatest and y.second_moment == x.second_moment
+        bounds = (edge, math.inf) if greatest else (-math.inf, edge)
+        g = step.gradient if whole else _hard(step, 1 - i, *bounds)
+        return [g, None] if i == 1 else [None, g]
+    a, b = step.signal(0), step.signal(1)
+    if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
+        return [UNKNOWN_GRADIENT, UNKNOWN_GRADIENT]
+    spread = math.sqrt((a.variance or 0.0) + (b.variance or 0.0))
+    ahead = (a.mean - b.mean) / spread if spread > 0 else 0.0
+    share = math.erfc(-ahead / math.sqrt(2)) / 2
+    share = share if greatest else 1 - share
+    half = (0.5,) * len(step.gradient.along)
+    return [unbroadcast(step, times(step.gradient, share, half, share), 0),
+            unbroadcast(step, times(step.gradient, 1 - share, half, 1 - share), 1)]  # fmt: skip
+
+
+@backwards("where", "masked_fill")
+def _choice(step: Back) -> list[Gradient | None]:
+    """Each alternative gets the gradient where it was chosen. Behind a fill of −inf the softmax
+    has no gradient already, so that what arrives is all of it."""
+    g = step.gradient
+    if step.node.op == "where":
+        mask, places = step.constant(0), (1, 2)
+    else:
+        mask, places = step.constant(1), (2, 0)
+    found: list[Gradient | None] = [None] * len(step.node.inputs)
+    numbers = [_number(step, i) for i in places]
+    static = [step.value(i) in step.graph.static for i in places]
+    share = None if mask is None else float(mask.astype(float).mean())
+    parts = (share, None if share is None else 1 - share)
+    for place, other, part, fixed in zip(places, numbers[::-1], parts, static, strict=True):
+        if fixed:
+            continue
+        if other is not None and other < -1e4:
+            found[place] = unbroadcast(step, g, place)
+        elif part is not None:
+            along = (min(part, 1.0),) * len(g.along)
+            found[place] = unbroadcast(step, times(g, part, along, part), place)
+        else:
+            found[place] = UNKNOWN_GRADIENT
+    return found
+
+
+@backwards("select")
+def _select(step: Back) -> list[Gradient | None]:
+    """Only one branch runs: each is told what it gets when it does."""
+    return [None, step.gradient, step.gradient]
+
+
+@backwards("sqrt", "log", "rsqrt", "reciprocal", "log1p")
+def _root(step: Back) -> list[Gradient]:
+    """Where the argument hardly varies, at its mean; else E 1/x is not known from moments."""
+    x, g = step.signal(0), step.gradient
+    if x.mean is None or x.variance is None or x.mean <= 0 or x.variance > 0.05 * x.mean**2:
+        return [UNKNOWN_GRADIENT]
+    m = x.mean
+    slope = {"sqrt": 0.5 / math.sqrt(m), "log": 1 / m, "rsqrt": -0.5 * m**-1.5,
+             "reciprocal": -1 / m**2, "log1p": 1 / (1 + m)}[step.node.op]  # fmt: skip
+    return [scaled(g, slope)]
+
+
+# --------------------------------------------------------------------------- noise
+
+
+@backwards("dropout", "drop_path")
+def _dropout(step: Back) -> list[Gradient]:
+    """The mask of the forward pass, 1/keep with probability keep."""
+    g, p = step.gradient, step.number("p")
+    if not step.attribute("training") or p == 0.0 or step.graph.mode == "eval":
+        return [g]
+    keep = 1 - p
+    if keep <= 0:
+        return [no_gradient(step.rank(0))]
+    whole = step.node.op == "drop_path"
+    along = tuple(keep if not whole or a == 0 else 1.0 for a in range(len(g.along)))
+    found = times(g, 1 / keep, along, 1.0)
+    kept = None if g.aligned is None else g.aligned * (1.0 if whole else keep)
+    return [replace(found, aligned=kept)]
+
+
+@backwards("quantize", "dequantize")
+def _requantize(step: Back) -> list[Gradient]:
+    number = _number(step, 1)
+    if not number:
+        return [UNKNOWN_GRADIENT]
+    return [scaled(step.gradient, 1 / number if step.node.op == "quantize" else number)]
+
+
+@backwards("cumsum")
+def _cumsum(step: Back) -> list[Gradient]:
+    """Element i enters n − i sums: (n + 1)/2 on average, pairs of them by the correlation."""
+    g, shape, axis = step.gradient, step.shape(0), int(step.number("axis"))
+    n = shape[axis] if shape is not None else None
+    if n is None or g.second_moment is None or not g.along or g.along[axis] is None:
+        return [UNKNOWN_GRADIENT]
+    c = g.along[axis] or 0.0
+    pairs = sum(k * (k - 1) for k in range(1, n + 1)) / n
+    second = g.second_moment * ((n + 1) / 2 + pairs * c)
+    along = tuple(None if a == axis else d for a, d in enumerate(g.along))
+    return [Gradient(second, along, {a: p for a, p in g.profile.items() if a != axis})]
+
+
+@backwards("floor", "ceil", "round", "trunc", "equal", "less", "greater", "one_hot", "argmax",
+           "argmin", "bernoulli")  # fmt: skip
+def _steps(step: Back) -> list[Gradient | None]:
+    """Piecewise constant: no gradient."""
+    return [no_gradient(step.rank(i)) for i in range(len(step.node.inputs))]

@@ -1,0 +1,290 @@
+"""The gradient as an abstract value, and the registry of backward transfer functions.
+
+The gradient of a value v is g = ∂⟨output, ξ⟩/∂v with ξ ~ N(0,1) independent for every element of
+every output. Given the weights it is linear in ξ, so it has mean zero, and two gradients that
+passed different random weights are uncorrelated. Weights are taken to be independent of the
+activations when the gradient passes them (the gradient independence assumption of Schoenholz et
+al. 2017, exact in the limit of wide layers: Yang 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.transfer import Step
+
+Profile = npt.NDArray[np.float64]
+Correlation = float | None
+LONGEST_PROFILE = 65536
+MOST_ORIGINS = 12  # sources that a gradient remembers, the strongest ones
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """Moments of a gradient's elements over initializations, inputs and ξ; None is *unknown*.
+
+    ``second_moment`` = E g² per element. ``along``: for every axis E[g g′]/E g² of two elements
+    that differ in their place along that axis only; of two that differ along several axes the
+    smallest of these. ``profile``: E g² along an axis relative to its mean, axis -> values, as a
+    product over axes. ``aligned``: E[g ẑ g′ ẑ′]/E g² for two positions, ẑ the standardised value
+    that the gradient belongs to; None where nothing ties the two. ``chosen``: the share of E g²
+    that lives where the value is the greatest of ``window`` neighbours (max-pooling).
+    ``origin``: source -> a, where g = Σ a·g_source + what is uncorrelated with every source.
+    """
+
+    second_moment: float | None = None
+    along: tuple[Correlation, ...] = ()
+    profile: Mapping[int, Profile] = field(default_factory=dict)
+    aligned: Correlation = None
+    chosen: float = 0.0
+    window: int = 1
+    origin: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether the second moment is known."""
+        return self.second_moment is not None
+
+    @property
+    def zero(self) -> bool:
+        """Whether no gradient arrives at all."""
+        return self.second_moment == 0.0
+
+    def but(self, **changes: object) -> Gradient:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+UNKNOWN_GRADIENT = Gradient()
+
+
+def no_gradient(rank: int) -> Gradient:
+    """The gradient of a value that no output depends on."""
+    return Gradient(0.0, (0.0,) * rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Back(Step):
+    """One node on the way back: ``arriving`` holds the gradients of its outputs, ``sources`` what
+    is known of each source (its gradient), ``name`` makes the sources of this node unique."""
+
+    arriving: tuple[Gradient, ...] = ()
+
+    @property
+    def gradient(self) -> Gradient:
+        """The gradient of the first output."""
+        return self.arriving[0]
+
+    def out_signal(self, i: int = 0) -> Signal:
+        """The signal of output ``i``."""
+        return self.signals.get(self.node.outputs[i], UNKNOWN_SIGNAL)
+
+    def rank(self, i: int) -> int:
+        """The number of axes of input ``i``; 0 where unknown."""
+        return len(self.shape(i) or ())
+
+    def source(self, i: int) -> dict[str, float]:
+        """An origin that is all of this node's gradient for input ``i``."""
+        return {f"{self.node.id}:{i}": 1.0}
+
+
+Backward = Callable[[Back], "Sequence[Gradient | None]"]
+BACKWARD: dict[str, Backward] = {}
+
+
+def backwards(*ops: str) -> Callable[[Backward], Backward]:
+    """Register the backward function of ops. It returns a Gradient per input; None (or a missing
+    entry) where nothing flows, as to integers."""
+
+    def register(function: Backward) -> Backward:
+        for op in ops:
+            if op in BACKWARD:
+                raise ValueError(f"op {op!r} has two backward functions")
+            BACKWARD[op] = function
+        return function
+
+    return register
+
+
+# --------------------------------------------------------------------------- correlations
+
+
+def both(c: Correlation, d: Correlation) -> Correlation:
+    """c·d, the correlation of a product of independent factors: 0 where one is 0, else None where
+    one is unknown."""
+    if c == 0.0 or d == 0.0:
+        return 0.0
+    return None if c is None or d is None else c * d
+
+
+def role_correlation(x: Signal, role: Role) -> Correlation:
+    """E[x x′]/E x² of two elements that differ along an axis of a role."""
+    if role == "position":
+        return x.position_correlation
+    if role == "sample":
+        return x.sample_correlation
+    if x.mean is None or x.second_moment is None:
+        return None
+    return 1.0 if x.second_moment <= 0 else min(x.mean**2 / x.second_moment, 1.0)
+
+
+def along_of(x: Signal, shape: Sequence[int | None] | None) -> tuple[Correlation, ...]:
+    """E[x x′]/E x² along every axis of a tensor of that shape; 1 along one of size one."""
+    if shape is None:
+        return ()
+    known = len(x.roles) == len(shape)
+    return tuple(
+        1.0 if n == 1 else role_correlation(x, x.roles[a]) if known else None
+        for a, n in enumerate(shape)
+    )
+
+
+def _steps(sizes: Sequence[int], cs: Sequence[Correlation]) -> list[tuple[Correlation, float]]:
+    """(c, m): of the elements that differ from a given one along some of several axes, m have the
+    correlation c, the smallest of the axes along which they differ."""
+    order = sorted(
+        ((c, n) for c, n in zip(cs, sizes, strict=True) if n > 1),
+        key=lambda pair: -math.inf if pair[0] is None else pair[0], reverse=True,
+    )  # fmt: skip
+    found: list[tuple[Correlation, float]] = []
+    covered = 1.0
+    for c, n in order:
+        found.append((c, covered * (n - 1)))
+        covered *= n
+    return found
+
+
+def together(sizes: Sequence[int], cs: Sequence[Correlation]) -> Correlation:
+    """1 + Σ over the other elements of their correlation with a given one, never negative."""
+    total = 1.0
+    for c, m in _steps(sizes, cs):
+        if c is None:
+            return None
+        total += c * m
+    return max(total, 0.0)
+
+
+def merged(sizes: Sequence[int], cs: Sequence[Correlation]) -> Correlation:
+    """The mean correlation of two elements that differ along some of several axes."""
+    others = math.prod(sizes) - 1
+    if others <= 0:
+        return cs[0] if len(cs) == 1 else 0.0 if not cs else cs[0]
+    total = together(sizes, cs)
+    return None if total is None else (total - 1) / others
+
+
+def after_sum(c: Correlation, sizes: Sequence[int], cs: Sequence[Correlation]) -> Correlation:
+    """The correlation along a kept axis, with c before, once axes with cs are summed over."""
+    if c is None:
+        return None
+    steps = _steps(sizes, cs)
+    above, below = c, 1.0
+    for d, m in steps:
+        if d is None:
+            return None
+        above += min(c, d) * m
+        below += d * m
+    return above / below if below > 1e-12 else 0.0
+
+
+# --------------------------------------------------------------------------- operations
+
+
+def strength(g: Gradient, factor: float | None) -> float | None:
+    """E g²·factor, None where either is unknown."""
+    return None if g.second_moment is None or factor is None else g.second_moment * factor
+
+
+def scaled_origin(g: Gradient, a: float | None) -> dict[str, float]:
+    """The origin of a·g; empty where a is not known or 0."""
+    return {s: v * a for s, v in g.origin.items()} if a else {}
+
+
+def times(
+    g: Gradient,
+    factor: float | None,
+    along: Sequence[Correlation] | None = None,
+    mean: float | None = None,
+    profile: Mapping[int, Profile] | None = None,
+) -> Gradient:
+    """g·m for an independent m with E m² = ``factor``, E m = ``mean``, correlations ``along`` the
+    axes (all 1 where left out) and a profile of its own."""
+    if g.second_moment is None or factor is None or not math.isfinite(factor):
+        return Gradient(along=g.along)
+    cs = g.along if along is None else tuple(map(both, g.along, along))
+    shapes = dict(g.profile)
+    share = 1.0
+    for axis, values in (profile or {}).items():
+        own = shapes.get(axis)
+        if own is None:
+            shapes[axis] = values
+        elif own.size == values.size:
+            joint = own * values
+            level = float(joint.mean())
+            share *= level
+            if level > 0:
+                shapes[axis] = joint / level
+    return g.but(
+        second_moment=g.second_moment * factor * share, along=cs, profile=shapes, aligned=None,
+        origin=scaled_origin(g, mean),
+    )  # fmt: skip
+
+
+def summed(g: Gradient, shape: Sequence[int | None], axes: Sequence[int], keep: bool) -> Gradient:
+    """Σ of the gradient over axes: what a value gets that was copied along them. ``keep`` leaves
+    axes of size one."""
+    axes = [a for a in axes if shape[a] != 1 or not keep]
+    sizes = [shape[a] for a in axes]
+    if not axes:
+        return g
+    if any(n is None for n in sizes) or len(g.along) != len(shape):
+        return UNKNOWN_GRADIENT
+    counts = [n for n in sizes if n is not None]
+    cs = [g.along[a] for a in axes]
+    whole = together(counts, cs)
+    second = None if g.second_moment is None or whole is None else (
+        g.second_moment * math.prod(counts) * whole)  # fmt: skip
+    if second == 0.0:
+        rank = len(shape) if keep else len(shape) - len(axes)
+        return no_gradient(rank)
+    rest = [after_sum(c, counts, cs) for c in g.along]
+    if keep:
+        along = tuple(0.0 if a in axes else c for a, c in enumerate(rest))
+        profile = {a: p for a, p in g.profile.items() if a not in axes}
+    else:
+        along = tuple(c for a, c in enumerate(rest) if a not in axes)
+        place = {a: i for i, a in enumerate(a for a in range(len(shape)) if a not in axes)}
+        profile = {place[a]: p for a, p in g.profile.items() if a in place}
+    return Gradient(second, along, profile)
+
+
+def unbroadcast(step: Back, g: Gradient, i: int) -> Gradient:
+    """The gradient of input ``i`` that was broadcast to the output: summed over what was copied."""
+    shape, out = step.shape(i), step.out_shape()
+    if g.zero:
+        return no_gradient(step.rank(i))
+    if shape is None or out is None or len(shape) > len(out):
+        return UNKNOWN_GRADIENT
+    lead = len(out) - len(shape)
+    if lead == 0 and shape == out:
+        return g
+    inner = [lead + a for a, n in enumerate(shape) if n == 1 and out[lead + a] != 1]
+    found = summed(g, out, inner, keep=True)
+    if lead:
+        after = tuple(1 if a in inner else n for a, n in enumerate(out))
+        found = summed(found, after, range(lead), keep=False)
+    if not inner and all(n == 1 for n in out[:lead]):
+        return found.but(origin=g.origin)
+    return found.but(origin=step.source(i))
+
+
+def as_profile(values: Profile) -> tuple[float, Profile]:
+    """(mean, values/mean)."""
+    level = float(values.mean()) if values.size else 0.0
+    return level, values / level if level > 0 else values
