@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -284,7 +285,7 @@ def unbroadcast(step: Back, g: Gradient, i: int) -> Gradient:
     return found.but(origin=step.source(i))
 
 
-def as_profile(values: Profile) -> tuple[float, Profile]:
+def as_profile(values: npt.NDArray[Any]) -> tuple[float, Profile]:
     """(mean, values/mean)."""
     level = float(values.mean()) if values.size else 0.0
-    return level, values / level if level > 0 else values
+    return level, np.asarray(values / level if level > 0 else values, np.float64)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph, Node
+from archlint.signal.backpropagate import backpropagate
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.propagate import propagate
 from tests.accuracy.models import Case
@@ -100,7 +101,7 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
             ) -> Comparison:  # fmt: skip
     """Predict and compare."""
     graph = graph or predicted_graph(case)
-    signals = propagate(graph)
+    signals = backpropagate(graph, propagate(graph))
     result = Comparison(case)
     last: dict[str, Node] = {}
     for node in graph.nodes:

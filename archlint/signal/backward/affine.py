@@ -116,7 +116,7 @@ def _scattered(
             where = np.clip(where, 0, size - 1)
         inside = (where >= 0) & (where < size)
         spread = np.broadcast_to(values[:, None], where.shape)[inside]
-        level, shape = as_profile(np.bincount(where[inside], spread, size) * 1.0)
+        level, shape = as_profile(np.bincount(where[inside], spread, size))
         if not inside.any() or level == 0.0:
             return no_gradient(step.rank(0))
         taps *= level

@@ -164,7 +164,7 @@ def _to_values(
 
 def _like(g: Gradient, rank: int, positions: float) -> tuple[float | None, ...]:
     """The correlations of a tensor [sample, heads, positions, features]."""
-    lead = g.along[:-2][:rank - 2] if rank <= len(g.along) else (0.0,) * (rank - 2)
+    lead = g.along[:-2][: rank - 2] if rank <= len(g.along) else (0.0,) * (rank - 2)
     return (*lead, positions, 0.0)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
+from archlint.graph.fans import fans
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -26,16 +28,60 @@ from archlint.signal.gradient import (
     times,
     together,
 )
-from archlint.signal.moments import Signal
+from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 
-_MOST_INVERSE = 3.0  # k/(k − 2) for k = 3 degrees of freedom; with fewer the mean hardly exists
+_LOGS = np.arange(-70.0, 8.0, 0.05)  # ln(v/E v), wide enough for one degree of freedom
 
 
-def _inverse(count: float, spread: float) -> float:
-    """E[1/v]·E v of a variance over ``count`` elements of which ``spread`` stand together:
-    k/(k − 2), v·k ~ χ²_k, k = count/spread − 1."""
-    k = count / max(spread, 1e-9) - 1
-    return min(k / (k - 2), _MOST_INVERSE) if k > 2 else _MOST_INVERSE
+@lru_cache(maxsize=65536)
+def passed(freedom: float, variance: float, eps: float, lost_mean: float, lost_size: float
+           ) -> tuple[float, float, float]:  # fmt: skip
+    """What a norm lets through, over the law of the variance v that it divides by.
+
+    v·k/E v ~ χ²_k with k = ``freedom``. Returns E[(1 − m − (2κ − κ²)s)/(v + eps)], κ = v/(v + eps),
+    the factor on E g² where the mean takes the share m and the part along x̂ the share s, and the
+    two shares' weight in it: E[1/(v + eps)] and E[(2κ − κ²)/(v + eps)] over the first. For a batch
+    of two (k = 1, m = s = ½) it is E[eps²/(v + eps)³]/2: next to nothing passes but where two
+    samples nearly agree.
+    """
+    if freedom > 1e6:
+        v, weight = np.array([variance]), np.ones(1)
+    else:
+        density = freedom / 2 * (_LOGS - np.exp(_LOGS))
+        weight = np.exp(density - density.max())
+        weight /= weight.sum()
+        v = variance * np.exp(_LOGS)
+    inverse = 1 / (v + eps)
+    kept = v * inverse
+    size = (2 * kept - kept * kept) * inverse
+    both_lost = inverse * (1 - lost_mean) - size * lost_size
+    return (max(float(weight @ both_lost), 0.0), float(weight @ inverse), float(weight @ size))
+
+
+def channel_variation(step: Back, value: str | None, most: int = 48) -> float:
+    """Var v/(E v)² of a channel's variance v over the draw of the weights that make it: 2/fan-in
+    behind an affine map (v is a quadratic form in its row), 0 behind BatchNorm, of a sum by the
+    squared shares of its terms."""
+    node = step.graph.producer.get(value or "")
+    if node is None or most <= 0:
+        return 0.0
+    if node.op in ("linear", "conv", "conv_transpose"):
+        count = fans(node, step.graph)
+        return 2 / count.fan_in if count is not None else 0.0
+    if node.op in ("batch_norm", "instance_norm"):
+        return 0.0
+    if node.op in ("add", "sub"):
+        parts = [v for v in node.inputs if v is not None and v not in step.graph.static]
+        variances = [step.signals.get(v, UNKNOWN_SIGNAL).variance or 0.0 for v in parts]
+        total = sum(variances)
+        if total <= 0:
+            return 0.0
+        return sum((w / total) ** 2 * channel_variation(step, v, most - 1)
+                   for v, w in zip(parts, variances, strict=True))  # fmt: skip
+    carried = [v for v in node.inputs if v is not None and v not in step.graph.static]
+    if node.op == "concat":
+        return max((channel_variation(step, v, most // 4) for v in carried), default=0.0)
+    return channel_variation(step, carried[0], most - 1) if carried else 0.0
 
 
 def normalised(
@@ -62,7 +108,6 @@ def normalised(
     variance = x.second_moment * (1 - share)
     if variance + eps <= 0:
         return no_gradient(step.rank(0)) if n == 1 else UNKNOWN_GRADIENT
-    kept = variance / (variance + eps)
 
     def centre(c: Correlation) -> Correlation:
         if c is None or share is None:
@@ -77,13 +122,16 @@ def normalised(
     spread = together(sizes, [None if c is None else c * c for c in normal])
     if lost_mean is None or lost_size is None:
         return UNKNOWN_GRADIENT
-    m1, m2 = lost_mean / n, kept * lost_size / n
-    rest = 1 - m1 - m2
-    if rest <= 1e-9:
+    features = math.prod(s for a, s in zip(axes, sizes, strict=True) if a not in spots and a)
+    varied = channel_variation(step, step.value(0)) / max(features, 1)
+    own = max(n / max(spread if spread is not None else 1.0, 1e-9) - 1, 1.0)
+    freedom = round(1 / (1 / own + varied / 2), 3)
+    through, inverse, size = passed(freedom, variance, eps, lost_mean / n, lost_size / n)
+    if through <= 0 or inverse <= 0:
         return no_gradient(step.rank(0))
-    inverse = 1.0 if spread is None else _inverse(n, spread)
-    inverse = 1 + (inverse - 1) * kept
-    factor = gamma.second_moment * inverse / (variance + eps)
+    rest = through / inverse
+    m1, m2 = lost_mean / n, lost_size / n * size / inverse
+    factor = gamma.second_moment * inverse
     profile, level = _divided(g, x, axes, shape)
     along = tuple(
         _after(c, m1, m2, d, rest, a in axes) for a, (c, d) in enumerate(

@@ -54,7 +54,7 @@ def spread_out(
         if values is None or values.size != where.shape[0]:
             values = np.ones(where.shape[0])
         share = np.broadcast_to(values[:, None], where.shape)
-        squares = np.bincount(where[inside], (weight**2 * share)[inside], size) * 1.0
+        squares = np.bincount(where[inside], (weight**2 * share)[inside], size)
         sums = np.bincount(where[inside], weight[inside], size)
         level, relative = as_profile(squares)
         alone *= level
@@ -343,5 +343,3 @@ def _resize(step: Back) -> list[Gradient | None]:
 def _grid_sample(step: Back) -> list[Gradient | None]:
     """Where it samples depends on activations: unknown."""
     return [UNKNOWN_GRADIENT, UNKNOWN_GRADIENT]
-
-
