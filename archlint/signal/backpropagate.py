@@ -149,7 +149,8 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
     )
     chosen = sum(g.chosen * w for g, w in zip(parts, weights, strict=True)) / total
     window = max(g.window for g in parts)
-    return Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window,
+    excess = sum(g.excess * w for g, w in zip(parts, weights, strict=True)) / total
+    return Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window, excess,
                     _strongest(origin, sources))  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class Gradient:
     product over axes. ``aligned``: E[g ẑ g′ ẑ′]/E g² for two positions, ẑ the standardised value
     that the gradient belongs to; None where nothing ties the two. ``chosen``: the share of E g²
     that lives where the value is the greatest of ``window`` neighbours (max-pooling).
+    ``excess``: E g² over what it would be if it were independent of the weights that made the value
+    (a norm's 1/v is smallest where those weights are largest): what they take back.
     ``origin``: source -> a, where g = Σ a·g_source + what is uncorrelated with every source.
     """
 
@@ -45,6 +47,7 @@ class Gradient:
     aligned: Correlation = None
     chosen: float = 0.0
     window: int = 1
+    excess: float = 1.0
     origin: Mapping[str, float] = field(default_factory=dict)
 
     @property

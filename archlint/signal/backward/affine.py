@@ -31,7 +31,7 @@ def transposed(
     pairs are Σ w w′ = (n w̄)² − n E w²."""
     if g.second_moment is None or weight.second_moment is None or weight.mean is None:
         return None
-    own = fan_out * weight.second_moment
+    own = fan_out * weight.second_moment / g.excess
     w_mean = weight.mean
     if abs(w_mean) > 1e-9 * math.sqrt(weight.second_moment) and fan_out > 1:
         if others is None:

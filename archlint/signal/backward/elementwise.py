@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from archlint.signal.activations import Activation, activation, leaky_relu
+from archlint.signal.backward.normalisation import channel_variation
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -62,7 +63,7 @@ def through(g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None]
     level = slope_mean(phi, x.mean, variance)
     return Gradient(
         g.second_moment * factor, along, g.profile, _aligned(g, x, phi, variance, slope, shape),
-        g.chosen, g.window, scaled_origin(g, level),
+        g.chosen, g.window, g.excess, scaled_origin(g, level),
     )  # fmt: skip
 
 
@@ -185,7 +186,8 @@ def _add(step: Back) -> list[Gradient | None]:
     found: list[Gradient | None] = []
     for i in (0, 1):
         g = unbroadcast(step, step.gradient, i)
-        g = g.but(aligned=_share_aligned(step, i), origin=scaled_origin(g, signs[i]))
+        g = g.but(aligned=_share_aligned(step, i), excess=_share_excess(step, i),
+                  origin=scaled_origin(g, signs[i]))  # fmt: skip
         found.append(g)
     return found
 
@@ -201,6 +203,18 @@ def _share_aligned(step: Back, i: int) -> Correlation:
     own = None if x.position_correlation is None else _centred(x, x.position_correlation)
     rest = both(c, own)
     return None if rest is None else share * g.aligned + (1 - share) * rest
+
+
+def _share_excess(step: Back, i: int) -> float:
+    """Of a sum's variance Σ s_j v_j a term's weights explain s_i·r_i of the r = Σ s_j² r_j that it
+    varies by (see channel_variation)."""
+    excess, total = step.gradient.excess, step.out_signal().variance
+    x = step.signal(i).variance
+    if excess == 1.0 or not total or x is None:
+        return 1.0
+    whole = channel_variation(step, step.node.outputs[0])
+    own = min(x / total, 1.0) * channel_variation(step, step.value(i))
+    return 1 + (excess - 1) * min(own / whole, 1.0) if whole > 0 else 1.0
 
 
 def broadcast_along(step: Back, i: int) -> tuple[Correlation, ...]:
@@ -253,6 +267,8 @@ def multiplied(step: Back, g: Gradient, i: int, other: int) -> Gradient:
     if g.zero:
         return no_gradient(step.rank(i))
     if b.second_moment is None or len(along) != len(g.along):
+        return UNKNOWN_GRADIENT
+    if not step.out_signal().known and step.signal(i).known:  # factors that depend on each other
         return UNKNOWN_GRADIENT
     lead = len(g.along) - step.rank(other)
     profile = {a + lead: p for a, p in b.profile.items()}

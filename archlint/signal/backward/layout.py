@@ -87,7 +87,7 @@ def _reshape(step: Back) -> list[Gradient | None]:
             along[a] = c
         profile.update(_reshaped_profile(old, new, left, right, g.profile))
     return [Gradient(g.second_moment, tuple(along), profile, g.aligned, g.chosen, g.window,
-                     g.origin), *rest]  # fmt: skip
+                     g.excess, g.origin), *rest]  # fmt: skip
 
 
 def _split_apart(

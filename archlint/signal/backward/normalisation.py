@@ -129,6 +129,7 @@ def normalised(
     through, inverse, size = passed(freedom, variance, eps, lost_mean / n, lost_size / n)
     if through <= 0 or inverse <= 0:
         return no_gradient(step.rank(0))
+    steady = passed(round(own, 3), variance, eps, lost_mean / n, lost_size / n)[0]
     rest = through / inverse
     m1, m2 = lost_mean / n, lost_size / n * size / inverse
     factor = gamma.second_moment * inverse
@@ -141,6 +142,7 @@ def normalised(
     return Gradient(
         g.second_moment * factor * rest * level, along, profile,
         origin=scaled_origin(g, mean * rest), chosen=g.chosen, window=g.window,
+        excess=max(through / steady, 1.0) if steady > 0 else 1.0,
     )  # fmt: skip
 
 

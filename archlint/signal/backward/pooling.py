@@ -27,9 +27,7 @@ Floats = npt.NDArray[np.float64]
 Taps = tuple[npt.NDArray[np.int64], Floats]  # where[o, t] and weight[o, t] along one axis
 
 
-def spread_out(
-    step: Back, g: Gradient, first: int, taps: Sequence[Taps], same: float | None = None
-) -> Gradient:
+def spread_out(step: Back, g: Gradient, first: int, taps: Sequence[Taps]) -> Gradient:
     """The transpose of y_o = Σ_t w_ot x_{where[o, t]} along the axes from ``first`` on.
 
     With one correlation c between positions E g_x² = E g²·((1 − c)·Π mean_i Σ_o A_oi²
@@ -37,14 +35,14 @@ def spread_out(
     the correlation afterwards. ``same`` is the coefficient of an element in itself, where in and
     out have one shape.
     """
-    shape = step.shape(0)
+    shape, square = step.shape(0), step.shape(0) == step.out_shape()
     if g.second_moment is None or shape is None or len(g.along) < first + len(taps):
         return UNKNOWN_GRADIENT
     spots = [g.along[first + a] for a, (w, _) in enumerate(taps) if w.shape[0] > 1]
     if any(c is None for c in spots):
         return UNKNOWN_GRADIENT
     c = max((c for c in spots if c is not None), default=0.0)
-    alone = joint = 1.0
+    alone = joint = same = 1.0
     before = after = 1
     profile = {a: p for a, p in g.profile.items() if not first <= a < first + len(taps)}
     for a, (where, weight) in enumerate(taps):
@@ -59,6 +57,9 @@ def spread_out(
         level, relative = as_profile(squares)
         alone *= level
         joint *= float((sums * sums).mean())
+        if square:
+            itself = where == np.arange(where.shape[0])[:, None]
+            same *= float((weight * itself).sum()) / where.shape[0]
         if size <= LONGEST_PROFILE and relative.max() - relative.min() > 1e-9:
             profile[first + a] = relative
         before *= size
@@ -70,7 +71,7 @@ def spread_out(
     between = (whole / (before * second) - 1) / (before - 1) if before > 1 else 0.0
     between = min(max(between, -1.0), 1.0)
     along = tuple(between if first <= a < first + len(taps) else d for a, d in enumerate(g.along))
-    origin = step.source(0) if same is None else {s: v * same for s, v in g.origin.items()}
+    origin = {s: v * same for s, v in g.origin.items()} if square else step.source(0)
     return Gradient(second, along, profile, origin=origin)
 
 
@@ -94,9 +95,8 @@ def _avg_pool(step: Back) -> list[Gradient | None]:
         else:
             count = inside.sum(axis=1, keepdims=True)
         taps.append((where, np.broadcast_to(1 / np.maximum(count, 1), where.shape)))
-    same = 1 / math.prod(kernel) if shape == out else None
     divisor = step.attribute("divisor")
-    found = spread_out(step, g, 2, taps, same)
+    found = spread_out(step, g, 2, taps)
     if isinstance(divisor, int) and divisor and found.second_moment is not None:
         ratio = math.prod(kernel) / divisor
         found = found.but(second_moment=found.second_moment * ratio**2)
@@ -139,7 +139,7 @@ def _routed(step: Back, g: Gradient, first: int, kernel: Sequence[int], stride: 
     c = max((c for c in spots if c is not None), default=0.0)
     before = math.prod(n or 1 for n in shape[first:])
     after = math.prod(n or 1 for n in out[first:])
-    shared = 1 + c * _same_pick(kernel, stride)
+    shared = 1 + c * _same_pick(kernel, stride, [n or 1 for n in out[first:]])
     second = g.second_moment * after / before * shared
     whole = after * g.second_moment * (1 + (after - 1) * c)
     between = (whole / (before * second) - 1) / (before - 1) if before > 1 else 0.0
@@ -151,7 +151,7 @@ def _routed(step: Back, g: Gradient, first: int, kernel: Sequence[int], stride: 
     return Gradient(second, along, profile, chosen=1.0, window=count, origin=origin)
 
 
-def _same_pick(kernel: Sequence[int], stride: Sequence[int]) -> float:
+def _same_pick(kernel: Sequence[int], stride: Sequence[int], out: Sequence[int]) -> float:
     """The expected number of other windows that pick the element that one window picks: two that
     share m of k elements agree with probability m/(2k − m)."""
     reach = [range(-((k - 1) // s), (k - 1) // s + 1) for k, s in zip(kernel, stride, strict=True)]
@@ -164,7 +164,8 @@ def _same_pick(kernel: Sequence[int], stride: Sequence[int]) -> float:
             continue
         common = math.prod(max(k - abs(int(d)) * s, 0)
                            for k, s, d in zip(kernel, stride, shift, strict=True))  # fmt: skip
-        total += common / (2 * size - common)
+        there = math.prod(max(n - abs(int(d)), 0) / n for n, d in zip(out, shift, strict=True))
+        total += common / (2 * size - common) * there
     return total
 
 
@@ -284,6 +285,16 @@ def _logsumexp(step: Back) -> list[Gradient | None]:
 # --------------------------------------------------------------------------- resizing
 
 
+def _merged(where: npt.NDArray[np.int64], weight: Floats) -> Taps:
+    """Taps that the border pushed onto one place, as one."""
+    weight = weight.copy()
+    for t in range(where.shape[1] - 1, 0, -1):
+        again = where[:, t] == where[:, t - 1]
+        weight[:, t - 1] += weight[:, t] * again
+        weight[:, t] *= ~again
+    return where, weight
+
+
 def _linear_taps(size: int, length: int, align: bool) -> Taps:
     o = np.arange(length, dtype=np.float64)
     if align:
@@ -293,7 +304,7 @@ def _linear_taps(size: int, length: int, align: bool) -> Taps:
     low = np.minimum(np.floor(at).astype(np.int64), size - 1)
     t = np.clip(at - low, 0.0, 1.0)
     where = np.stack([low, np.minimum(low + 1, size - 1)], axis=1)
-    return where, np.stack([1 - t, t], axis=1)
+    return _merged(where, np.stack([1 - t, t], axis=1))
 
 
 def _cubic_taps(size: int, length: int, align: bool) -> Taps:
@@ -307,7 +318,7 @@ def _cubic_taps(size: int, length: int, align: bool) -> Taps:
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
     weight = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-    return np.clip(low[:, None] + offsets, 0, size - 1), weight
+    return _merged(np.clip(low[:, None] + offsets, 0, size - 1), weight)
 
 
 def _nearest_taps(size: int, length: int) -> Taps:

@@ -37,7 +37,7 @@ def _recurrent(step: Back) -> list[Gradient | None]:
     bias = step.signal(3) if step.has(3) else Signal(0.0, 0.0)
     rest: list[Gradient | None] = [None] * (len(step.node.inputs) - 1)
     names = step.attribute("activations")
-    given = tuple(names) if isinstance(names, tuple) else ()
+    given = tuple(str(n).lower() for n in names) if isinstance(names, tuple) else ()
     usual = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"),
              "rnn": ("tanh",)}[step.node.op]  # fmt: skip
     kinds = given[: len(usual)] or usual
