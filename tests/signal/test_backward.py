@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph
+from archlint.signal.activations import activation
+from archlint.signal.analysis import analyse
 from archlint.signal.backpropagate import gradients
+from archlint.signal.gradient import BACKWARD, together
 from archlint.signal.propagate import propagate
+from archlint.signal.slopes import aligned_pair, slope_at_greatest, slope_pair
+from archlint.signal.transfer import TRANSFER
 
 FLAT, MAP, TOKENS = (4, 24), (2, 12, 10, 10), (2, 20, 24)
 
