@@ -5,14 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from archlint.config import Config
     from archlint.errors import ArchlintError
     from archlint.finding import Finding
     from archlint.linter import Report, check
+    from archlint.profiling import Profile, profile
 
 __version__ = "0.1.0"
-__all__ = ["ArchlintError", "Finding", "Report", "__version__", "check"]
+__all__ = [
+    "ArchlintError",
+    "Config",
+    "Finding",
+    "Profile",
+    "Report",
+    "__version__",
+    "check",
+    "profile",
+]
 
-_HOMES = {"ArchlintError": "errors", "Finding": "finding", "Report": "linter", "check": "linter"}
+_HOMES = {
+    "ArchlintError": "errors",
+    "Config": "config",
+    "Finding": "finding",
+    "Profile": "profiling",
+    "Report": "linter",
+    "check": "linter",
+    "profile": "profiling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -185,6 +185,54 @@ def _rendered(
 
 
 @cli.command()
+@click.argument("target")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table",
+              show_default=True, help="How to print the predictions.")  # fmt: skip
+@click.option("--parameters", is_flag=True, help="In a table or CSV, the parameters alone.")
+@click.option("--output-file", "-o", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Write to a file.")  # fmt: skip
+@_model_options
+def profile(
+    target: str,
+    form: str,
+    parameters: bool,
+    output_file: str | None,
+    inputs: tuple[str, ...],
+    kwargs: str | None,
+    mode: str | None,
+    timeout: float | None,
+    config_file: str | None,
+) -> None:
+    """Print what is predicted of every value and known of every parameter.
+
+    \b
+    rms       root mean square of a value's elements over random weights and inputs
+    spread    variance of the logarithm of its square from one initialization to the next
+    grad rms  the same of the gradient, for a random direction at the output
+    corr      correlation of two positions, and of two samples
+    × fan-in  variance of a weight times the number of products that its layer sums
+    """
+    from archlint.profiling import profile as profile_target
+    from archlint.report import profile as formats
+    from archlint.target import parse_inputs, parse_kwargs
+    from archlint.user_code import stdout_as_stderr
+
+    config = _config(config_file, mode=mode, timeout=timeout)
+    with stdout_as_stderr() as out:
+        found = profile_target(
+            target, parse_inputs(inputs), config, parse_kwargs(kwargs) if kwargs else None
+        )
+        if form == "json":
+            text = formats.as_json(found)
+        elif form == "csv":
+            text = formats.as_csv(found, parameters)
+        else:
+            width = console(out, to_file=output_file is not None).width
+            text = formats.tables(found, width, parameters)
+        put(text, output_file, out)
+
+
+@cli.command()
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="List all rules.")
 def rule(name: str | None, every: bool) -> None:

@@ -80,6 +80,7 @@ class Finding:
     modules: tuple[str, ...] = ()
     count: int = 1
     site: Site | None = None
+    label: str = ""  # what is said at the site itself; the module where empty
     related: tuple[tuple[Site, str], ...] = ()  # further places, each with a label
     evidence: Mapping[str, Scalar] = field(default_factory=dict)
     suggestion: Suggestion | None = None

@@ -259,12 +259,16 @@ def _linted(
     findings, silences = lint(analysis, rules)
     findings, suppressed = suppressions.apply(target.name, findings)
     coverage = analysis.coverage
-    shapes = {
+    return TargetReport(
+        target.name, findings, shown_inputs(graph), graph.mode, graph.weights,
+        graph.weights_evidence, coverage.nodes, coverage.modelled, coverage.unmodelled, graph.notes,
+        (*silences, *suppressed),
+    )  # fmt: skip
+
+
+def shown_inputs(graph: LayerGraph) -> dict[str, str]:
+    """The inputs of a graph with their shapes, as ``--input`` takes them."""
+    return {
         value: "x".join("?" if n is None else str(n) for n in graph.shape(value) or ())
         for value in graph.inputs
     }
-    return TargetReport(
-        target.name, findings, shapes, graph.mode, graph.weights, graph.weights_evidence,
-        coverage.nodes, coverage.modelled, coverage.unmodelled, graph.notes,
-        (*silences, *suppressed),
-    )  # fmt: skip

@@ -500,6 +500,7 @@ def _targets_in(target: Target) -> tuple[list[Target], list[str]]:
         )
         for name, value in every.items()
         if (value if inspect.isclass(value) else type(value)) not in parts
+        and (inspect.isclass(value) or type(value) not in every.values())
     ]
     if not found:
         models = models_in(module)

@@ -139,8 +139,10 @@ def resolve(
         raise ArchlintError(
             f"{name} is a file: there is nothing to hand --kwargs to", f"targets are {FORMS}"
         )
-    if not path.exists() and not suffix and re.fullmatch(r"[\w.]+", name):
-        raise ArchlintError(f"{name} is neither a file nor a target", f"targets are {FORMS}")
+    if not path.exists() and suffix not in (".onnx", ".pt2") and re.fullmatch(r"[\w.]+", name):
+        module, _, last = name.rpartition(".")
+        hint = f"for Python code write {module}:{last}" if module else f"targets are {FORMS}"
+        raise ArchlintError(f"{name} is neither a file nor a target", hint)
     return Target(name, path, inputs)
 
 
@@ -229,6 +231,8 @@ def _parsed(module: str, expression: str, text: str) -> Reference:
     for keyword in tree.keywords:
         if keyword.arg is None:
             raise ArchlintError(f"{text}: ** cannot be read in a target", "use --kwargs")
+        if keyword.arg in kwargs:
+            raise ArchlintError(f"{text}: {keyword.arg} is given twice", "give it once")
         kwargs[keyword.arg] = _literal(keyword.value, attribute, text)
     return Reference(module, attribute, args, kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -21,6 +22,8 @@ def put(text: str, output_file: str | None = None, out: TextIO | None = None) ->
     """To standard output, or to a file: whole or not at all."""
     if output_file is None:
         stream = out or sys.stdout
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no arrows still shows text
         try:
             stream.write(text)
             stream.flush()

@@ -9,6 +9,7 @@ told to read tensors alone out of what is left. What loads executes nothing of t
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -28,8 +29,6 @@ _OPERATOR = re.compile(
     r"(torch\.ops\.(?!load_library|import_module|loaded_libraries|__)\w+\.\w+(\.(?!__)\w+)?"
     r"|_operator\.\w+|math\.\w+|torch\._?sym_\w+|torch\.utils\._sympy\.functions\.[A-Z]\w*)\Z"
 )
-_ARITHMETIC = re.compile(r"[\w\s+\-*/%(),<>=!&|~.]*\Z")
-_CALLS_NAMES = re.compile(r"__|[A-Za-z_]\s*\.|\.\s*[A-Za-z_]")
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -89,10 +88,38 @@ def _check_document(path: Path, document: Any) -> None:
             _refuse(path, "a pickled tensor")
         if isinstance(target, str) and not _OPERATOR.match(target):
             _refuse(path, f"a call of {target[:80]!r}, no operator of torch")
-        if isinstance(expression, str) and (
-            not _ARITHMETIC.match(expression) or _CALLS_NAMES.search(expression)
-        ):
+        if isinstance(expression, str) and not _is_arithmetic(expression):
             _refuse(path, f"a size that is no arithmetic: {expression[:80]!r}")
+
+
+_ARITHMETIC = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Constant, ast.Load, ast.BinOp,
+               ast.UnaryOp, ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop,
+               ast.boolop)  # fmt: skip
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether an expression of sizes is one: numbers, symbols, and sympy's functions of them, which
+    have capitals. Sympy evaluates the strings it is given, so only a symbol's name may be one."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    names: set[int] = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, _ARITHMETIC):
+            return False
+        if isinstance(node, ast.Name) and not re.fullmatch(r"[A-Za-z]\w*", node.id):
+            return False
+        if isinstance(node, ast.Call):
+            if not isinstance(node.func, ast.Name) or not node.func.id[:1].isupper():
+                return False
+            if node.func.id == "Symbol":
+                names.update(id(argument) for argument in node.args[:1])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            named = isinstance(node.value, str) and re.fullmatch(r"[A-Za-z]\w*", node.value)
+            if id(node) not in names or not named:
+                return False
+    return True
 
 
 def _refuse(path: Path, what: str) -> None:

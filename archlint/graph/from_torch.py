@@ -16,7 +16,7 @@ from archlint.errors import ArchlintError
 from archlint.graph.model import LayerGraph, Mode
 from archlint.graph.patterns import recognise
 from archlint.graph.sites import constructor_sites
-from archlint.graph.torch_inputs import Example, Inputs, described, examples
+from archlint.graph.torch_inputs import Example, Inputs, described, examples, flags
 from archlint.graph.torch_recorder import tables  # noqa: F401  (registers the lowerings)
 from archlint.graph.torch_recorder.lowering import Law, known, lower
 from archlint.graph.torch_recorder.recorder import (
@@ -180,7 +180,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        elif isinstance(inner := dict(model.named_children()).get("_orig_mod"), nn.Module):
             model = inner
         else:
             return model
@@ -264,7 +264,7 @@ def _refusal(model: nn.Module, problem: Exception, example: Example, tried: int)
             "give a model with real weights, or a factory that builds one",
         )
     said = "with the assumed input" if example.assumed else "with the input"
-    hint = "give the input that it takes, such as --input x:2x3x224x224"
+    hint = f"say what it takes: {flags(model)}" if example.assumed else None
     if tried > 1 and example.assumed:
         hint = f"{tried} inputs were tried; {hint}"
     return ArchlintError(f"{place} raised {type(problem).__name__} {said} {inputs}: {text}", hint)

@@ -86,7 +86,7 @@ def examples(model: nn.Module, given: Inputs | None = None, owner: Any = None) -
     if not found:
         raise ArchlintError(
             f"the input of {type(model).__name__} cannot be deduced: forward({_signature(model)})",
-            f"say what it is: {_flags(model)}",
+            f"say what it is: {flags(model)}",
         )
     return [_in_precision(e, precision, Spec) for e in found]
 
@@ -132,7 +132,8 @@ def _signature(model: nn.Module) -> str:
     return ", ".join(str(p) for p in parameters_of(model))
 
 
-def _flags(model: nn.Module) -> str:
+def flags(model: nn.Module) -> str:
+    """The options that would say what a model takes."""
     wanted = [p.name for p in required_of(model)] or ["x"]
     return " ".join(f"--input {name}:2x3x224x224" for name in wanted[:4])
 

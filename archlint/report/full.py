@@ -10,6 +10,7 @@ from rich.text import Text
 
 from archlint.finding import Finding, Severity
 from archlint.report.concise import summary
+from archlint.report.excerpt import Mark, excerpt
 
 if TYPE_CHECKING:
     from archlint.linter import Report, TargetReport
@@ -51,11 +52,16 @@ def _finding(finding: Finding, target: TargetReport, console: Console) -> None:
     headline, _, rest = finding.message.partition(". ")
     head.append(headline + ("." if rest else ""), style="bold")
     console.print(head)
-    place = str(finding.site) if finding.site is not None and finding.site.line else target.target
-    where = Text.assemble(("  --> ", "blue"), place, ("  module ", "dim"), finding.module)
-    if finding.count > 1:
-        where.append(f" ({finding.count} layers)", style="dim")
-    console.print(where)
+    rows = _source(finding, style, console.width)
+    for row in rows:
+        console.print(row, no_wrap=True, overflow="crop", soft_wrap=False)
+    if not rows:
+        site = finding.site
+        place = str(site) if site is not None and site.line else target.target
+        where = Text.assemble(("  --> ", "blue"), place, ("  module ", "dim"), finding.module)
+        if finding.count > 1:
+            where.append(f" ({finding.count} layers)", style="dim")
+        console.print(where)
     if finding.severity is Severity.INFO:
         _labelled(console, "note", rest)
         console.print()
@@ -68,6 +74,19 @@ def _finding(finding: Finding, target: TargetReport, console: Console) -> None:
         if finding.suggestion.code:
             _padded(console, Text(finding.suggestion.code, style="green"), 8)
     console.print()
+
+
+def _source(finding: Finding, style: str, width: int) -> list[Text]:
+    """The lines of source of a finding; none for an ONNX file."""
+    if finding.site is None or finding.site.line is None:
+        return []
+    label = finding.label or finding.module
+    if finding.count > 1 and not finding.label:
+        label += f" ({finding.count} layers)"
+    head = Text.assemble(("  module ", "dim"), finding.module) if finding.label else None
+    marks = [Mark(finding.site, label, style, "^")]
+    marks += [Mark(site, label) for site, label in finding.related]
+    return excerpt(marks, width, head)
 
 
 def _labelled(console: Console, label: str, text: str) -> None:

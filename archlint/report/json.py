@@ -11,6 +11,7 @@ from archlint.finding import Finding, Severity, Site, short_path
 
 if TYPE_CHECKING:
     from archlint.linter import Report, TargetReport
+    from archlint.signal.analysis import Coverage
 
 
 def render(report: Report) -> str:
@@ -40,8 +41,7 @@ def _target(target: TargetReport) -> dict[str, Any]:
         "target": target.target,
         "input": dict(target.input),
         "mode": target.mode,
-        "coverage": {"nodes": target.nodes, "modelled": target.modelled,
-                     "unmodelled": dict(target.unmodelled)},
+        "coverage": coverage(target),
         "weights": target.weights,
         "weights_evidence": target.weights_evidence,
         "notes": list(target.notes),
@@ -59,7 +59,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "module": finding.module,
         "modules": list(finding.modules),
         "count": finding.count,
-        "site": _site(finding.site),
+        "site": site(finding.site),
         "evidence": {key: _plain(value) for key, value in finding.evidence.items()},
         "suggestion": None
         if suggestion is None
@@ -72,7 +72,13 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _site(site: Site | None) -> dict[str, Any] | None:
+def coverage(read: TargetReport | Coverage) -> dict[str, Any]:
+    """How much was understood."""
+    return {"nodes": read.nodes, "modelled": read.modelled, "unmodelled": dict(read.unmodelled)}
+
+
+def site(site: Site | None) -> dict[str, Any] | None:
+    """A place, as far as it is known."""
     if site is None:
         return None
     return {

@@ -709,9 +709,8 @@ class Recorder(TorchFunctionMode):
         recorder = self
 
         def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-            inner = module.__dict__.get("_modules", {}).get("_orig_mod")
-            if inner is not None and type(module).__name__ == "OptimizedModule":
-                return inner(*args, **kwargs)
+            if type(module).__name__ == "OptimizedModule":  # what torch.compile returned
+                return module._orig_mod(*args, **kwargs)
             path = recorder.paths.get(id(module))
             if path is None:
                 outer = recorder.stack[-1][0] if recorder.stack else ""
