@@ -146,8 +146,9 @@ def _concat(step: Step) -> Signal:
             out) else ()  # fmt: skip
     if not kept or any(p.second_moment is None for p, _ in kept):
         return Signal(roles=roles)
-    return weighted_mean(kept, roles, over_positions=bool(roles) and axis < len(roles)
-                         and roles[axis] == "position")  # fmt: skip
+    result = weighted_mean(kept, roles, over_positions=bool(roles) and axis < len(roles)
+                           and roles[axis] == "position")  # fmt: skip
+    return result.but(profile={**result.profile, **_parts_profile(kept, axis, result)})
 
 
 def weighted_mean(
@@ -210,21 +211,70 @@ def _between_places(
     return summed / (total * (total - 1))
 
 
+_LONGEST_PROFILE = 65536
+
+
+def _parts_profile(
+    parts: Sequence[tuple[Signal, int]], axis: int, whole: Signal
+) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Along the axis of a concatenation: each part's own length (a class token beside patches)."""
+    seconds = [p.second_moment or 0.0 for p, _ in parts]
+    count = sum(n for _, n in parts)
+    even = all(axis not in p.profile for p, _ in parts) and max(seconds) - min(seconds) <= 1e-9
+    if not whole.second_moment or count > _LONGEST_PROFILE or even:
+        return {}
+    stretches = []
+    for (p, n), second in zip(parts, seconds, strict=True):
+        own = p.profile.get(axis)
+        stretches.append(second * (own if own is not None and own.size == n else np.ones(n)))
+    values = np.concatenate(stretches)
+    return {axis: values / values.mean()} if values.mean() > 0 else {}
+
+
 def _part(step: Step, axes: Sequence[int]) -> Signal:
     """A part of a tensor along some axes: the profile of those axes is lost."""
     x = step.signal(0)
     return x.but(profile={a: p for a, p in x.profile.items() if a not in axes})
 
 
+def _taken(x: Signal, axis: int, places: range) -> Signal:
+    """Some places along an axis: with their own share of the length where a profile tells."""
+    values = x.profile.get(axis)
+    if values is None or len(places) == 0 or values.size <= max(places[0], places[-1]):
+        return x.but(profile={a: p for a, p in x.profile.items() if a != axis})
+    part = values[places.start : places.stop : places.step] if places.step > 0 else values
+    level = float(part.mean())
+    profile = {a: p for a, p in x.profile.items() if a != axis}
+    if level > 0:
+        profile[axis] = part / level
+    return x.but(profile=profile, second_moment=product(x.second_moment, level),
+                 mean=product(x.mean, math.sqrt(level)))  # fmt: skip
+
+
 @transfers("split")
 def _split(step: Step) -> tuple[Signal, ...]:
-    part = _part(step, [int(step.number("axis"))])
-    return tuple(part for _ in step.node.outputs)
+    x, axis = step.signal(0), int(step.number("axis"))
+    found, start = [], 0
+    for i in range(len(step.node.outputs)):
+        length = known_size(step.out_shape(i), (axis,))
+        if length is None:
+            return tuple(_part(step, [axis]) for _ in step.node.outputs)
+        found.append(_taken(x, axis, range(start, start + length)))
+        start += length
+    return tuple(found)
 
 
 @transfers("slice")
 def _slice(step: Step) -> Signal:
-    return _part(step, step.ints("axes"))
+    x, shape = step.signal(0), step.shape(0)
+    bounds = zip(step.ints("axes"), step.ints("starts"), step.ints("ends"), step.ints("steps"),
+                 strict=True)  # fmt: skip
+    for axis, start, end, stride in bounds:
+        size = shape[axis] if shape is not None else None
+        if size is None:
+            return _part(step, step.ints("axes"))
+        x = _taken(x, axis, range(*slice(start, end, stride).indices(size)))
+    return x
 
 
 @transfers("windows")
@@ -237,9 +287,12 @@ def _windows(step: Step) -> Signal:
 def _select_index(step: Step) -> Signal:
     """One entry of an axis. Without a position left, two positions of one sample are one."""
     axis = int(step.number("axis"))
-    x = _part(step, [axis])
+    index, size = int(step.number("index")), known_size(step.shape(0), (axis,))
+    x = step.signal(0)
+    if size:
+        x = _taken(x, axis, range(index % size, index % size + 1))
     roles = tuple(r for a, r in enumerate(x.roles) if a != axis)
-    profile = {a - (a > axis): p for a, p in x.profile.items()}
+    profile = {a - (a > axis): p for a, p in x.profile.items() if a != axis}
     gone = "position" in x.roles and "position" not in roles
     x = x.but(roles=roles, profile=profile)
     return without_positions(x) if gone else x

@@ -77,7 +77,8 @@ def _batch_norm(step: Step) -> Signal:
         ) / (positions * samples)  # fmt: skip
     square = mean_share * x.second_moment
     result = normalised(step, x, square, dict.fromkeys(_PAIRS, square), eps)
-    return result.but(profile=x.profile)
+    # Every channel has its own statistics: what differs between channels is evened out.
+    return result.but(profile={a: p for a, p in x.profile.items() if a != 1})
 
 
 def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:
@@ -202,7 +203,8 @@ def _grouped(step: Step, groups: int) -> Signal:
     positions = known_size(shape, range(2, len(shape)))
     if positions is None:
         return Signal(roles=x.roles)
-    return _over(step, max(shape[1] // groups, 1), positions).but(profile=x.profile)
+    return _over(step, max(shape[1] // groups, 1), positions).but(
+        profile={a: p for a, p in x.profile.items() if a != 1})  # fmt: skip
 
 
 @transfers("lp_normalize")

@@ -121,6 +121,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "class_token": (on(lambda x, f: f(x[:, 0]), linear()), TOKENS, 0.0),
     "slice": (on(lambda x, f: f(x)[:, 2:9:3], linear()), TOKENS, 0.0),
     "transpose": (on(lambda x, f: f(x.transpose(1, 2)), linear(20, 20)), TOKENS, 0.0),
+    "uneven_parts": (on(lambda x: F.layer_norm(torch.cat([0.05 * x[:, :1], x[:, 1:]], 1), (24,))
+                        [:, 0]), TOKENS, 0.02),
+    "uneven_channels": (on(lambda x, n: n(torch.cat([0.1 * x[:, :4], x[:, 4:]], 1)),
+                           lambda: nn.BatchNorm2d(12)), MAP, 0.02),
     "windows": (on(lambda x, f: f(x.reshape(2, 12, 2, 5, 2, 5).permute(0, 2, 4, 3, 5, 1)
                                   .reshape(8, 25, 12)).mean(1), linear(12, 16)), MAP, 0.0),
     "expand": (on(lambda x, f: f(x[:, None].expand(-1, 7, -1)), linear()), FLAT, 0.0),
