@@ -163,11 +163,12 @@ for _name in (
     "pow",
     "maximum",
     "minimum",
-    "remainder",
     "floor_divide",
     "atan2",
 ):
     define("arithmetic", _name, "a b")
+# remainder: of the sign of b, or of the sign of a where the quotient is truncated.
+define("arithmetic", "remainder", "a b", truncated=False)
 for _name in (
     "neg",
     "abs",
@@ -216,6 +217,7 @@ define("normalisation", "rms_norm", "x scale?", axes=REQUIRED, eps=1e-6)
 define("normalisation", "group_norm", "x scale? shift?", groups=REQUIRED, eps=1e-5)
 define("normalisation", "instance_norm", "x scale? shift?", eps=1e-5)
 define("normalisation", "lp_normalize", "x", p=2.0, axis=REQUIRED, eps=1e-12)
+# local_response_norm: over a window of `size` channels, alpha/size times the sum of squares.
 define("normalisation", "local_response_norm", "x", size=REQUIRED, alpha=1e-4, beta=0.75, k=1.0)
 # standardise: (x − mean over axes)/(sqrt(variance + eps) + outer_eps).
 define("normalisation", "standardise", "x", axes=REQUIRED, eps=0.0, unbiased=False, outer_eps=0.0)
@@ -223,7 +225,8 @@ define("normalisation", "standardise", "x", axes=REQUIRED, eps=0.0, unbiased=Fal
 define("normalisation", "weight_norm", "v g", axis=0)
 define("normalisation", "spectral_norm", "weight", axis=0)
 
-# --- pooling; `ceil` rounds the output size up
+# --- pooling; `ceil` rounds the output size up. Indices of maxima count in the flat plane of one
+# sample's channel.
 define(
     "pooling",
     "max_pool",
@@ -245,9 +248,18 @@ define(
     ceil=False,
     count_padding=True,
     divisor=None,
+    dilation=None,
 )
 define(
-    "pooling", "lp_pool", "x", kernel=REQUIRED, stride=REQUIRED, padding=REQUIRED, p=2.0, ceil=False
+    "pooling",
+    "lp_pool",
+    "x",
+    kernel=REQUIRED,
+    stride=REQUIRED,
+    padding=REQUIRED,
+    p=2.0,
+    ceil=False,
+    dilation=None,
 )
 define("pooling", "adaptive_avg_pool", "x", size=REQUIRED)
 define("pooling", "adaptive_max_pool", "x", size=REQUIRED, outputs=(1, 2))
@@ -275,8 +287,18 @@ define("softmax", "log_softmax", "x", axis=REQUIRED)
 define("softmax", "gumbel_softmax", "x", axis=REQUIRED, tau=1.0, hard=False)
 
 # attention: softmax(scale·q·kᵀ + mask)·v with q [sample, heads, length, features]; `scale` None
-# means 1/sqrt(features); k, v may have fewer heads (grouped-query); `softcap` c: c·tanh(logits/c).
-define("attention", "attention", "q k v mask?", scale=None, causal=False, dropout=0.0, softcap=0.0)
+# means 1/sqrt(features); k, v may have fewer heads (grouped-query); `softcap` c: c·tanh(logits/c);
+# causal: query i sees the keys up to i + `offset`, the number of those from earlier calls.
+define(
+    "attention",
+    "attention",
+    "q k v mask?",
+    scale=None,
+    causal=False,
+    dropout=0.0,
+    softcap=0.0,
+    offset=0,
+)
 # rotary: q·cos + rotate(q)·sin, positions mixed pairwise; `interleaved` says which pairs.
 define("attention", "rotary", "x cos sin positions?", interleaved=False, rotary_features=None)
 
@@ -313,6 +335,8 @@ define("layout", "dynamic_slice", "x starts ends axes? steps?")
 define("layout", "select_index", "x", axis=REQUIRED, index=REQUIRED)
 define("layout", "pad", "x value?", padding=REQUIRED, mode="constant")  # begins of all axes, ends
 define("layout", "flip", "x", axes=REQUIRED)
+# reverse_sequence: the first `lengths` steps of each sample backwards.
+define("layout", "reverse_sequence", "x lengths", time_axis=REQUIRED, batch_axis=REQUIRED)
 define("layout", "roll", "x", axes=REQUIRED, shifts=REQUIRED)
 define("layout", "depth_to_space", "x", block=REQUIRED, mode="CRD")
 define("layout", "space_to_depth", "x", block=REQUIRED, mode="DCR")
@@ -340,7 +364,23 @@ define("layout", "scatter_nd", "x indices updates", reduction="none")
 define("layout", "index_put", "x value indices*", accumulate=False)
 define("layout", "triangle", "x", upper=REQUIRED, diagonal=0)
 define("layout", "diagonal", "x", offset=0, axis1=0, axis2=1)
-define("layout", "resize", "x", size=REQUIRED, mode="nearest", align_corners=False)
+# resize: where element i of a resized axis lies in the original one follows from `coordinates`
+# (ONNX's names) and the factors `scales` (None: the ratio of the sizes); `rounding` picks the
+# nearest element; `cubic` is the cubic kernel's coefficient.
+define(
+    "layout",
+    "resize",
+    "x",
+    size=REQUIRED,
+    mode="nearest",
+    align_corners=False,
+    coordinates="half_pixel",
+    rounding="round_prefer_floor",
+    scales=None,
+    cubic=-0.75,
+    antialias=False,
+    exclude_outside=False,
+)
 define(
     "layout", "grid_sample", "x grid", mode="bilinear", padding_mode="zeros", align_corners=False
 )
@@ -367,13 +407,16 @@ for _name in (
 for _name in ("logical_not", "bitwise_not", "isnan", "isfinite", "shape", "size", "nonzero"):
     define("index", _name, "x")
 define("index", "isinf", "x", positive=True, negative=True)
-define("index", "argmax", "x", axis=REQUIRED, keepdims=False)
-define("index", "argmin", "x", axis=REQUIRED, keepdims=False)
+# argmax: of equal elements the first, or the last.
+define("index", "argmax", "x", axis=REQUIRED, keepdims=False, last=False)
+define("index", "argmin", "x", axis=REQUIRED, keepdims=False, last=False)
 define("index", "one_hot", "indices", depth=REQUIRED, axis=-1, on=1.0, off=0.0)
 define("index", "range", "start limit step")
 define("index", "full", "shape? value?", shape=None, value=0.0, dtype="float32")
-define("index", "unique", "x", axis=None, outputs=(1, 4))
-define("index", "nms", "boxes scores", outputs=(1, 1))
+# unique: sorted, or in the order of their first occurrence.
+define("index", "unique", "x", axis=None, sorted=True, outputs=(1, 4))
+# nms: (sample, class, box) of boxes [sample, box, 4] kept by scores [sample, class, box].
+define("index", "nms", "boxes scores most? overlap? least?", center=False)
 
 # --- random
 define("random", "dropout", "x", p=0.5, training=True, outputs=(1, 2))

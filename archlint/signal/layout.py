@@ -21,14 +21,14 @@ from archlint.signal.transfer import (
 Shape = tuple[int | None, ...]
 
 
-@transfers("identity", "cast", "flip", "roll", "triangle", "channel_shuffle", "sort",
-           "scatter_elements", "scatter_nd", "index_put", "compress", "dynamic_slice",
+@transfers("identity", "cast", "flip", "reverse_sequence", "roll", "triangle", "channel_shuffle",
+           "sort", "scatter_elements", "scatter_nd", "index_put", "compress", "dynamic_slice",
            "weight_norm")  # fmt: skip
 def _same(step: Step) -> tuple[Signal, ...]:
     """The elements stay what they are; further outputs hold positions."""
     x = step.signal(0)
     shape, out = step.shape(0), step.out_shape()
-    if step.node.op in ("flip", "roll", "triangle", "sort") or shape != out:
+    if step.node.op in ("flip", "reverse_sequence", "roll", "triangle", "sort") or shape != out:
         x = x.but(profile={})
     return (x, *(UNKNOWN_SIGNAL for _ in step.node.outputs[1:]))
 

@@ -660,7 +660,7 @@ class Reader:
 
         def load() -> Array:
             arrays = [load() for load in loads if load is not None]
-            return np.ascontiguousarray(compute(arrays))
+            return np.asarray(compute(arrays), order="C")
 
         id = self.builder.fresh(name)
         return self.builder.parameter(id, shape, dtype=dtype, load=load)

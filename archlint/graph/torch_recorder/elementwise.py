@@ -275,8 +275,9 @@ def threshold(c: Call, input: V, threshold: float, value: float, inplace: bool =
 
 @lowering("hardshrink", "softshrink")
 def shrink(c: Call, input: V, lambd: float = 0.5) -> V:
-    """Zero near zero."""
-    return c.emit(c.name, [input], lambd=float(lambd))
+    """Zero near zero; softshrink moves the rest there too."""
+    more = {"bias": float(lambd)} if c.name == "softshrink" else {}
+    return c.emit(c.name, [input], lambd=float(lambd), **more)
 
 
 @lowering("glu")

@@ -181,15 +181,56 @@ def interpolate(
     """Another spatial size."""
     if c.name == "upsample_bilinear":
         mode, align_corners = "bilinear", True
-    return c.emit("resize", [input], size=c.shape[2:], mode=mode, align_corners=bool(align_corners))
+    if mode == "area":
+        return c.emit("adaptive_avg_pool", [input], size=c.shape[2:])
+    # a factor that is given counts as it is, unless the sizes that it led to are to count
+    scales = None
+    if scale_factor is not None and not recompute_scale_factor:
+        n = input.rank - 2
+        scales = tuple(
+            float(s)
+            for s in (scale_factor if isinstance(scale_factor, list | tuple) else [scale_factor] * n)
+        )
+    return _resized(c, input, mode, bool(align_corners), antialias, scales)
+
+
+def _resized(
+    c: Call,
+    input: V,
+    mode: str,
+    align_corners: bool = False,
+    antialias: bool = False,
+    scales: tuple[float, ...] | None = None,
+) -> V:
+    """torch's conventions: nearest takes the element at or below i/scale."""
+    exact = mode == "nearest-exact"
+    plain = mode == "nearest"
+    return c.emit(
+        "resize",
+        [input],
+        size=c.shape[2:],
+        mode="nearest" if exact else mode,
+        align_corners=align_corners,
+        coordinates="asymmetric" if plain else "half_pixel",
+        rounding="floor" if plain else "round_prefer_ceil",
+        scales=scales,
+        cubic=-0.5 if antialias else -0.75,
+        antialias=antialias,
+        exclude_outside=antialias,
+    )
 
 
 @lowering(
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
 )
 def upsample_nearest(c: Call, input: V, *_: Any, **__: Any) -> V:
     """The dispatcher's nearest neighbour."""
-    return c.emit("resize", [input], size=c.shape[2:], mode="nearest")
+    return _resized(c, input, "nearest-exact" if "exact" in c.name else "nearest")
 
 
 @lowering(
@@ -202,8 +243,9 @@ def upsample_nearest(c: Call, input: V, *_: Any, **__: Any) -> V:
 )
 def upsample(c: Call, input: V, output_size: Any, align_corners: bool, *_: Any, **__: Any) -> V:
     """The dispatcher's interpolation."""
-    mode = c.name.removeprefix("_").removeprefix("upsample_").rstrip("_a")
-    return c.emit("resize", [input], size=c.shape[2:], mode=mode[:-2], align_corners=align_corners)
+    antialias = c.name.endswith("_aa")
+    mode = c.name.removeprefix("_").removesuffix("_aa").removeprefix("upsample_")
+    return _resized(c, input, mode[:-2], bool(align_corners), antialias)
 
 
 @lowering("grid_sample", "grid_sampler", "grid_sampler_2d")
@@ -320,5 +362,4 @@ def pad(
     if not any(begins) and not any(ends):
         return c.emit("identity", [input])
     fill = None if not value else c.number(value, input)
-    mode = {"replicate": "edge", "circular": "wrap"}.get(mode, mode)
     return c.emit("pad", [input, fill], padding=(*begins, *ends), mode=mode)

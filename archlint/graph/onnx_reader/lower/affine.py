@@ -161,6 +161,8 @@ def _conv_transpose(c: Call) -> None:
         for i in range(n):
             full = stride[i] * (shape[2 + i] - 1) + extra[i] + (kernel[i] - 1) * dilation[i] + 1
             size = wanted[-n:][i] if wanted else shape[2 + i] * stride[i]
+            if size > full:  # more than the transpose reaches: zeros, but for the bias
+                extra = (*extra[:i], extra[i] + size - full, *extra[i + 1 :])
             total = max(full - size, 0)
             first = total // 2 if auto == "SAME_UPPER" else total - total // 2
             padding[i], padding[n + i] = first, total - first

@@ -57,10 +57,13 @@ def _attention(c: Call) -> None:
         q, qs = heads_first(c, q, qs, heads)
         k, ks = heads_first(c, k, ks, shared)
         v, vs = heads_first(c, v, vs, shared)
+    if c.has(6) or any("window" in name and c.get(name, -1) >= 0 for name in c.attributes):
+        raise LookupError("keys of some positions only")
+    before = ks[2]
     k, ks = _past(c, k, ks, 4, 1)
     v, vs = _past(c, v, vs, 5, 2)
     scale = c.get("scale")
-    given: dict[str, Any] = {"scale": None if scale is None else float(scale),
+    given: dict[str, Any] = {"offset": ks[2] - before, "scale": None if scale is None else float(scale),
              "causal": bool(c.get("is_causal", 0)),
              "softcap": float(c.get("softcap", 0.0))}  # fmt: skip
     sizes = (*qs[:3], vs[3])
@@ -124,13 +127,14 @@ def _multi_head(c: Call) -> None:
             start += width
         parts.append(heads_first(c, x, sizes, heads))
     (q, qs), (k, ks), (v, vs) = parts
+    before = ks[2]
     k, ks = _past(c, k, ks, 6, 1)
     v, vs = _past(c, v, vs, 7, 2)
     scale = c.get("scale")
     sizes = (*qs[:3], vs[3])
     y = c.temp("attention", [q, k, v, c.optional(5)], sizes, c.dtype(0),
                scale=None if scale is None else float(scale),
-               causal=bool(c.get("unidirectional", 0)))  # fmt: skip
+               causal=bool(c.get("unidirectional", 0)), offset=ks[2] - before)  # fmt: skip
     merged(c, y, sizes)
 
 
@@ -155,6 +159,7 @@ def _group_query(c: Call) -> None:
     parts = [heads_first(c, value, (*qs[:-1], size), n)
              for value, size, n in zip((q, k, v), widths, counts, strict=True)]  # fmt: skip
     (q, sizes), (k, ks), (v, vs) = parts
+    before = ks[2]
     if int(c.get("do_rotary", 0)):
         given: dict[str, Any] = {
             "interleaved": bool(c.get("rotary_interleaved", 0)),
@@ -162,10 +167,11 @@ def _group_query(c: Call) -> None:
         }
         q = c.temp("rotary", [q, c.value(7), c.value(8)], sizes, c.dtype(0), **given)
         k = c.temp("rotary", [k, c.value(7), c.value(8)], ks, c.dtype(0), **given)
-    k, _ = _past(c, k, ks, 3, 1)
+    k, ks = _past(c, k, ks, 3, 1)
     v, _ = _past(c, v, vs, 4, 2)
     scale = float(c.get("scale", 0.0))
     y = c.temp("attention", [q, k, v], sizes, c.dtype(0), scale=scale or None, causal=True,
+               offset=ks[2] - before,
                softcap=float(c.get("softcap", 0.0)))  # fmt: skip
     merged(c, y, sizes)
 

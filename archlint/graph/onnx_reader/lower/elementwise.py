@@ -155,7 +155,7 @@ def _mean(c: Call) -> None:
 
 @lowers("Mod")
 def _mod(c: Call) -> None:
-    c.emit("remainder", [c.value(0), c.value(1)])
+    c.emit("remainder", [c.value(0), c.value(1)], truncated=bool(c.get("fmod", 0)))
 
 
 @lowers("Where")

@@ -165,7 +165,8 @@ def _depth_to_space(c: Call) -> None:
 
 @lowers("SpaceToDepth")
 def _space_to_depth(c: Call) -> None:
-    c.emit("space_to_depth", [c.value(0)], block=int(c.get("blocksize")))
+    c.emit("space_to_depth", [c.value(0)], block=int(c.get("blocksize")),
+           mode=str(c.get("mode", "DCR")))  # fmt: skip
 
 
 @lowers("Resize", "Upsample")
@@ -177,9 +178,39 @@ def _resize(c: Call) -> None:
         if scales is None or scales.size != len(shape):
             raise LookupError("the size is not known")
         out = tuple(int(np.floor(n * s)) for n, s in zip(shape, scales, strict=True))
-    align = c.get("coordinate_transformation_mode", "half_pixel") == "align_corners"
+    if tuple(out[:2]) != tuple(shape[:2]):
+        raise LookupError("samples or channels are resized")
+    old = c.node.op_type == "Upsample" or c.opset < 11
+    where = "asymmetric" if old else str(c.get("coordinate_transformation_mode", "half_pixel"))
+    if where == "tf_crop_and_resize":
+        raise LookupError("a region is cut out")
     c.emit("resize", [c.value(0)], typed=(out, c.dtype(0)), size=tuple(out[2:]),
-           mode=str(c.get("mode", "nearest")), align_corners=align)  # fmt: skip
+           mode=str(c.get("mode", "nearest")), align_corners=where == "align_corners",
+           coordinates=where, rounding="floor" if old
+           else str(c.get("nearest_mode", "round_prefer_floor")),
+           scales=_scales(c, shape, [n or 0 for n in out]),
+           cubic=float(c.get("cubic_coeff_a", -0.75)), antialias=bool(c.get("antialias", 0)),
+           exclude_outside=bool(c.get("exclude_outside", 0)))  # fmt: skip
+
+
+def _scales(c: Call, shape: tuple[int, ...], out: list[int]) -> tuple[float, ...] | None:
+    """The factors of the spatial axes where the file tells them; None: the ratios of the sizes."""
+    rank = len(shape)
+    axes = [axis % rank for axis in c.get("axes") or range(rank)]
+    given = c.get("scales") if c.opset < 9 else None
+    which = 2 if c.opset >= 11 and c.node.op_type == "Resize" else 1
+    if given is None and c.has(which) and (array := c.array(which)) is not None:
+        given = array.reshape(-1).tolist()
+    if given is not None and len(given) == len(axes):
+        factors = dict(zip(axes, given, strict=True))
+        return tuple(float(factors.get(axis, 1.0)) for axis in range(2, rank))
+    policy = c.get("keep_aspect_ratio_policy", "stretch")
+    wanted = c.ints(3) if c.has(3) else None
+    if policy == "stretch" or wanted is None:
+        return None
+    ratios = [n / shape[axis] for n, axis in zip(wanted, axes, strict=True)]
+    factor = min(ratios) if policy == "not_larger" else max(ratios)
+    return tuple(factor if axis in axes else 1.0 for axis in range(2, rank))
 
 
 @lowers("GridSample")
@@ -209,7 +240,8 @@ def _topk(c: Call) -> None:
 @lowers("ArgMax", "ArgMin")
 def _argmax(c: Call) -> None:
     c.emit(c.node.op_type.lower(), [c.value(0)], axis=int(c.get("axis", 0)) % c.rank(0),
-           keepdims=bool(c.get("keepdims", 1)))  # fmt: skip
+           keepdims=bool(c.get("keepdims", 1)),
+           last=bool(c.get("select_last_index", 0)))  # fmt: skip
 
 
 @lowers("OneHot")
@@ -289,14 +321,16 @@ def _compress(c: Call) -> None:
 
 @lowers("Unique")
 def _unique(c: Call) -> None:
-    c.emit_all("unique", [c.value(0)], axis=c.get("axis"))
+    c.emit_all("unique", [c.value(0)], axis=c.get("axis"), sorted=bool(c.get("sorted", 1)))
 
 
 @lowers("NonMaxSuppression")
 def _nms(c: Call) -> None:
-    c.emit("nms", [c.value(0), c.value(1)])
+    c.emit("nms", [c.value(0), c.value(1), *(c.optional(i) for i in (2, 3, 4))],
+           center=bool(c.get("center_point_box", 0)))  # fmt: skip
 
 
 @lowers("ReverseSequence")
 def _reverse_sequence(c: Call) -> None:
-    c.emit("flip", [c.value(0)], axes=(int(c.get("time_axis", 0)),))
+    c.emit("reverse_sequence", [c.value(0), c.value(1)], time_axis=int(c.get("time_axis", 0)),
+           batch_axis=int(c.get("batch_axis", 1)))  # fmt: skip

@@ -136,6 +136,14 @@ def _max_pool(c: Call) -> None:
     stride, padding, dilation = window(c, kernel, shape[2:])
     c.emit_all("max_pool", [c.value(0)], kernel=kernel, stride=stride, padding=padding,
                dilation=dilation, ceil=bool(c.get("ceil_mode", 0)))  # fmt: skip
+    if len(c.node.output) > 1 and (name := c.node.output[1]):
+        if c.get("storage_order", 0) or None in shape:
+            raise LookupError("indices in the order of columns")
+        # ONNX counts through all samples and channels, the vocabulary within one plane.
+        plane = math.prod(n or 1 for n in shape[2:])
+        first = np.arange(math.prod(n or 1 for n in shape[:2]), dtype=np.int64) * plane
+        first = first.reshape(*(n or 1 for n in shape[:2]), *(1,) * (len(shape) - 2))
+        c.emit("add", [c.scope[name], c.constant(first)], out=1)
 
 
 @lowers("AveragePool")
@@ -144,9 +152,9 @@ def _avg_pool(c: Call) -> None:
     if shape is None:
         raise LookupError("the rank is unknown")
     kernel = tuple(c.get("kernel_shape"))
-    stride, padding, _ = window(c, kernel, shape[2:])
+    stride, padding, dilation = window(c, kernel, shape[2:])
     c.emit("avg_pool", [c.value(0)], kernel=kernel, stride=stride, padding=padding,
-           ceil=bool(c.get("ceil_mode", 0)),
+           dilation=dilation if max(dilation) > 1 else None, ceil=bool(c.get("ceil_mode", 0)),
            count_padding=bool(c.get("count_include_pad", 0)))  # fmt: skip
 
 
@@ -156,8 +164,9 @@ def _lp_pool(c: Call) -> None:
     if shape is None:
         raise LookupError("the rank is unknown")
     kernel = tuple(c.get("kernel_shape"))
-    stride, padding, _ = window(c, kernel, shape[2:])
+    stride, padding, dilation = window(c, kernel, shape[2:])
     c.emit("lp_pool", [c.value(0)], kernel=kernel, stride=stride, padding=padding,
+           dilation=dilation if max(dilation) > 1 else None,
            p=float(c.get("p", 2)), ceil=bool(c.get("ceil_mode", 0)))  # fmt: skip
 
 
@@ -178,7 +187,9 @@ def _max_unpool(c: Call) -> None:
         raise LookupError("the output has a size of its own")
     kernel = tuple(c.get("kernel_shape"))
     n = len(kernel)
-    c.emit("max_unpool", [c.value(0), c.value(1)], kernel=kernel,
+    plane = math.prod(size or 1 for size in (c.outs[0][0] or ())[2:])
+    places = c.temp("remainder", [c.value(1), c.constant(np.int64(plane))], c.shape(1), "int64")
+    c.emit("max_unpool", [c.value(0), places], kernel=kernel,
            stride=tuple(c.get("strides") or (1,) * n),
            padding=tuple(c.get("pads") or (0,) * (2 * n)))  # fmt: skip
 
