@@ -32,9 +32,7 @@ DATA_SIZED = frozenset({"nonzero", "compress", "unique", "nms", "loop", "dynamic
 Watch = Callable[[str, Tensor], Tensor]
 
 
-def as_tensor(
-    array: Any, dtype: torch.dtype | None, device: torch.device | str = "cpu"
-) -> Tensor:
+def as_tensor(array: Any, dtype: torch.dtype | None, device: torch.device | str = "cpu") -> Tensor:
     """An array of a graph as a tensor; types that torch lacks are widened."""
     elements = np.asarray(array)
     if elements.dtype.kind not in "fciub":  # bfloat16, float8, int4 of ml_dtypes
@@ -88,9 +86,7 @@ class Program:
             if v.constant is not None and v.constant.dtype.kind != "O"
         }
         self.bodies: list[Program] = []
-        self.uses = {
-            v.id: v.parameter for v in graph.values.values() if v.parameter is not None
-        }
+        self.uses = {v.id: v.parameter for v in graph.values.values() if v.parameter is not None}
         self.steps = self._freed([self._step(node) for node in graph.nodes])
 
     def _step(self, node: Node) -> Step:
@@ -203,8 +199,4 @@ def load_parameters(
 
 def unknown_nodes(graph: LayerGraph) -> Counter[str]:
     """The source operators of a graph that cannot be executed, with how often each occurs."""
-    return Counter(
-        node.source_op or node.op
-        for node in graph.walk()
-        if node.op not in KERNELS
-    )
+    return Counter(node.source_op or node.op for node in graph.walk() if node.op not in KERNELS)

@@ -92,7 +92,8 @@ def _names_of(function: Lower) -> frozenset[str]:
     return frozenset(signature(function).parameters)
 
 
-_ALIASES = {"self": "input", "axis": "dim", "x": "input", "keepdims": "keepdim", "dims": "dim"}
+_ALIASES = {"self": "input", "axis": "dim", "x": "input", "keepdims": "keepdim", "dims": "dim",
+            "batch1": "mat1", "batch2": "mat2"}  # fmt: skip
 _DROPPED = frozenset(
     (
         "out",

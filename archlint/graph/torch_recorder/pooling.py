@@ -189,7 +189,9 @@ def interpolate(
         n = input.rank - 2
         scales = tuple(
             float(s)
-            for s in (scale_factor if isinstance(scale_factor, list | tuple) else [scale_factor] * n)
+            for s in (
+                scale_factor if isinstance(scale_factor, list | tuple) else [scale_factor] * n
+            )
         )
     return _resized(c, input, mode, bool(align_corners), antialias, scales)
 

@@ -337,9 +337,11 @@ class Recorder(TorchFunctionMode):
             return
         elements = getattr(tensor, "_archlint_elements", None)
         if elements is None and tensor.device.type != "meta" and not tensor.is_sparse:
+            before, self.inside = self.inside, True  # no call of the program
             elements = tensor.detach()
             if elements.numel() <= CONSTANT_LIMIT:
                 elements = elements.clone()  # a write of the program must not reach the model
+            self.inside = before
         if elements is not None and elements.numel() <= CONSTANT_LIMIT:
             self.known[id(tensor)] = elements
             if self.device == "meta":

@@ -54,7 +54,9 @@ def conv(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         mode = {"zeros": "constant"}.get(c["padding_mode"], c["padding_mode"])
         x, even = F.pad(x, torch_padding(c["padding"]), mode), (0,) * len(c["stride"])
     return torch.as_tensor(
-        CONVOLUTIONS[weight.ndim - 2](x, weight, bias, c["stride"], even, c["dilation"], c["groups"])
+        CONVOLUTIONS[weight.ndim - 2](
+            x, weight, bias, c["stride"], even, c["dilation"], c["groups"]
+        )
     )
 
 
@@ -66,9 +68,7 @@ def conv_transpose(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = Non
     runs = _TURNED[n]
     fits = all(e < max(s, d) for e, s, d in zip(extra, c["stride"], c["dilation"], strict=True))
     if even is not None and fits:
-        y: Tensor = runs(
-            x, weight, bias, c["stride"], even, extra, c["groups"], c["dilation"]
-        )
+        y: Tensor = runs(x, weight, bias, c["stride"], even, extra, c["groups"], c["dilation"])
         return y
     y = runs(x, weight, None, c["stride"], 0, 0, c["groups"], c["dilation"])
     ends = [e - p for e, p in zip(extra, c["padding"][n:], strict=True)]

@@ -35,9 +35,7 @@ def attention(c: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
         logits = logits + mask
     if c["causal"]:
         rows, columns = logits.shape[-2:]
-        past = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(
-            c["offset"]
-        )
+        past = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(c["offset"])
         seen = past if seen is None else seen & past
     if seen is not None:
         logits = torch.where(seen, logits, -math.inf)
@@ -51,9 +49,7 @@ def attention(c: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = No
 
 
 @computes("rotary")
-def rotary(
-    c: Call, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None
-) -> Tensor:
+def rotary(c: Call, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
     """Pairs of features of x [sample, heads, length, features] turned by an angle.
 
     ``cos`` and ``sin`` are tables [positions, pairs] to be looked up, or [sample, length, pairs].

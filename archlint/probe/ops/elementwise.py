@@ -38,7 +38,7 @@ for _op, _function in {
     "bitwise_xor": torch.bitwise_xor, "logical_not": torch.logical_not,
     "isnan": torch.isnan, "isfinite": torch.isfinite,
 }.items():  # fmt: skip
-    _plain(_op, _function)
+    _plain(_op, _function)  # type: ignore[arg-type]
 
 
 def _real(c: Call, x: Tensor) -> Tensor:
@@ -170,7 +170,8 @@ def elu(c: Call, x: Tensor) -> Tensor:
 @computes("selu")
 def selu(c: Call, x: Tensor) -> Tensor:
     """scale·elu(x)."""
-    return c["scale"] * F.elu(x, c["alpha"])
+    found: Tensor = c["scale"] * F.elu(x, c["alpha"])
+    return found
 
 
 @computes("celu")

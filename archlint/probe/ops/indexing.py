@@ -93,7 +93,7 @@ def index_put(c: Call, x: Tensor, value: Tensor, *indices: Tensor) -> Tensor:
     """A value at index tensors (or a mask) of the first axes."""
     if any(index.dtype == torch.bool for index in indices):
         return x.index_put(indices, value.to(x.dtype), c["accumulate"])
-    every = torch.broadcast_tensors(*indices)
+    every = torch.broadcast_tensors(*indices)  # type: ignore[no-untyped-call]
     places = torch.stack([i.to(torch.int64) for i in every], -1)
     count = len(every)
     shape = (*places.shape[:-1], *x.shape[count:])

@@ -94,9 +94,7 @@ def cut(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
 @computes("slice")
 def slices(c: Call, x: Tensor) -> Tensor:
     """A part of some axes; starts and ends are within the axis."""
-    for axis, start, end, step in zip(
-        c["axes"], c["starts"], c["ends"], c["steps"], strict=True
-    ):
+    for axis, start, end, step in zip(c["axes"], c["starts"], c["ends"], c["steps"], strict=True):
         x = cut(x, axis, start, end, step)
     return x
 

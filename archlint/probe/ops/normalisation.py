@@ -23,9 +23,7 @@ def _along(x: Tensor, weight: Tensor, axes: Sequence[int]) -> Tensor:
     return weight.reshape(sizes)
 
 
-def _scaled(
-    x: Tensor, scale: Tensor | None, shift: Tensor | None, axes: Sequence[int]
-) -> Tensor:
+def _scaled(x: Tensor, scale: Tensor | None, shift: Tensor | None, axes: Sequence[int]) -> Tensor:
     if scale is not None:
         x = x * _along(x, scale, axes)
     return x if shift is None else x + _along(x, shift, axes)
@@ -102,18 +100,19 @@ def lp_normalize(c: Call, x: Tensor) -> Tensor:
     """Divided by the norm along an axis, which counts as eps (zero: as one) where smaller."""
     size = torch.linalg.vector_norm(x, c["p"], c["axis"], keepdim=True)
     if c["eps"] > 0:
-        return x / size.clamp_min(c["eps"])
+        size = size.clamp_min(c["eps"])
+        return torch.div(x, size)
     return x / torch.where(size == 0, torch.ones_like(size), size)
 
 
 @computes("local_response_norm")
 def local_response_norm(c: Call, x: Tensor) -> Tensor:
-    """x over (k + alpha·mean square of the neighbouring channels)^beta; the sum is over ``size``."""
+    """x over (k + alpha/size·sum of squares of neighbouring channels)^beta."""
     size = c["size"]
     square = x.square()
     square = F.pad(square, [0] * (2 * (x.ndim - 2)) + [(size - 1) // 2, size // 2])
     total = square.unfold(1, size, 1).sum(-1)
-    return x / (c["k"] + c["alpha"] / size * total) ** c["beta"]
+    return torch.div(x, (c["k"] + c["alpha"] / size * total) ** c["beta"])
 
 
 @computes("standardise")
@@ -121,7 +120,7 @@ def standardise(c: Call, x: Tensor) -> Tensor:
     """(x − mean)/(sqrt(variance + eps) + outer_eps)."""
     axes = c["axes"]
     variance, mean = torch.var_mean(x, axes, correction=int(c["unbiased"]), keepdim=True)
-    return (x - mean) / (torch.sqrt(variance + c["eps"]) + c["outer_eps"])
+    return torch.div(x - mean, torch.sqrt(variance + c["eps"]) + c["outer_eps"])
 
 
 @computes("weight_norm")
@@ -138,7 +137,7 @@ def weight_norm(c: Call, v: Tensor, g: Tensor) -> Tensor:
 def spectral_norm(c: Call, weight: Tensor) -> Tensor:
     """The weight, as a matrix of rows along an axis, over its largest singular value."""
     matrix = weight.movedim(c["axis"], 0).flatten(1)
-    return weight / torch.linalg.matrix_norm(matrix, 2)
+    return torch.div(weight, torch.linalg.matrix_norm(matrix, 2))
 
 
 @computes("softmax")

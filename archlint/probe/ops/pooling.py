@@ -102,9 +102,9 @@ def avg_pool(c: Call, x: Tensor) -> Tensor:
         return y
     total = _window_sum(c, x)
     if c["divisor"] is not None:
-        return total / c["divisor"]
+        return torch.div(total, c["divisor"])
     key = ("count", tuple(x.shape[2:]), x.dtype)
-    return total / c.remembered(key, lambda: _sizes(c, x))
+    return torch.div(total, c.remembered(key, lambda: _sizes(c, x)))
 
 
 def _sizes(c: Call, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _sizes(c: Call, x: Tensor) -> Tensor:
 def lp_pool(c: Call, x: Tensor) -> Tensor:
     """The p-norm over windows."""
     p = c["p"]
-    return _window_sum(c, x.abs() ** p) ** (1 / p)
+    return torch.pow(_window_sum(c, x.abs() ** p), 1 / p)
 
 
 _ADAPTIVE_AVG: tuple[Any, ...] = (

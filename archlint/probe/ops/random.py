@@ -38,13 +38,15 @@ def _like(c: Call, like: Tensor | None) -> Tensor:
 @computes("random_normal")
 def random_normal(c: Call, like: Tensor | None = None) -> Tensor:
     """N(mean, std²)."""
-    return c["mean"] + c["std"] * torch.randn_like(_like(c, like))
+    found: Tensor = c["mean"] + c["std"] * torch.randn_like(_like(c, like))
+    return found
 
 
 @computes("random_uniform")
 def random_uniform(c: Call, like: Tensor | None = None) -> Tensor:
     """U(low, high)."""
-    return c["low"] + (c["high"] - c["low"]) * torch.rand_like(_like(c, like))
+    found: Tensor = c["low"] + (c["high"] - c["low"]) * torch.rand_like(_like(c, like))
+    return found
 
 
 @computes("bernoulli")

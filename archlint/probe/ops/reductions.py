@@ -39,7 +39,8 @@ def _norm(order: int) -> Callable[..., Tensor]:
     def reduce(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
         if not x.is_floating_point():
             x = x.to(torch.float64)
-        return torch.linalg.vector_norm(x, order, axes, keepdim=keepdim)
+        found: Tensor = torch.linalg.vector_norm(x, order, axes, keepdim=keepdim)
+        return found
 
     return reduce
 
@@ -56,7 +57,8 @@ for _op, _function in {
     "reduce_l1": _norm(1), "reduce_l2": _norm(2), "reduce_logsumexp": _logsumexp,
     "reduce_any": torch.any, "reduce_all": torch.all,
 }.items():  # fmt: skip
-    computes(_op)(_over(_function))
+    _register: Callable[..., Tensor] = _function  # type: ignore[assignment]
+    computes(_op)(_over(_register))
 
 
 @computes("reduce_var")
@@ -87,7 +89,8 @@ def _place(c: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     axis = c["axis"]
     if not c["last"]:
         return function(x, axis, c["keepdims"])
-    return x.shape[axis] - 1 - function(x.flip(axis), axis, c["keepdims"])
+    from_the_end: Tensor = function(x.flip(axis), axis, c["keepdims"])
+    return x.shape[axis] - 1 - from_the_end
 
 
 @computes("sort")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -86,11 +88,14 @@ def resize(c: Call, x: Tensor) -> Tensor:
         if size == wanted and scale == 1.0:
             continue
         key = (axis, size, x.dtype)
-        plan = c.remembered(
-            key, lambda s=size, w=wanted, k=scale: _plan(weights(c, s, w, k), x)  # type: ignore[misc]
-        )
+        make = partial(_planned, c, size, wanted, scale, x)
+        plan = c.remembered(key, make)
         x = _resized(x, axis, plan)
     return x
+
+
+def _planned(c: Call, size: int, wanted: int, scale: float, like: Tensor) -> Plan:
+    return _plan(weights(c, size, wanted, scale), like)
 
 
 Plan = tuple[Tensor, list[tuple[Tensor, Tensor]]]

@@ -63,8 +63,8 @@ def _attention(c: Call) -> None:
     k, ks = _past(c, k, ks, 4, 1)
     v, vs = _past(c, v, vs, 5, 2)
     scale = c.get("scale")
-    given: dict[str, Any] = {"offset": ks[2] - before, "scale": None if scale is None else float(scale),
-             "causal": bool(c.get("is_causal", 0)),
+    given: dict[str, Any] = {
+             "offset": ks[2] - before, "scale": None if scale is None else float(scale), "causal": bool(c.get("is_causal", 0)),
              "softcap": float(c.get("softcap", 0.0))}  # fmt: skip
     sizes = (*qs[:3], vs[3])
     if len(c.node.output) > 3 and c.node.output[3]:
