@@ -45,14 +45,18 @@ def _filled(c: Call, x: Tensor, reach: Sequence[int], value: float) -> Tensor:
     return F.pad(x, torch_padding([*padding[:n], *ends]), value=value)
 
 
+def _fits(padding: Sequence[int], kernel: Sequence[int]) -> bool:
+    """Whether torch takes the padding: at most half a window."""
+    return all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
+
+
 @computes("max_pool")
 def max_pool(c: Call, x: Tensor) -> Outputs:
     """Maximum over windows; second output: its place in the flat plane of x."""
     n, kernel = len(c["kernel"]), c["kernel"]
     even, twice = symmetric(c["padding"]), len(c.values) > 1
     pool = _MAX[n]
-    if even is not None and not c["ceil"] and all(2 * p <= k for p, k in zip(even, kernel,
-                                                                             strict=True)):  # fmt: skip
+    if even is not None and not c["ceil"] and _fits(even, kernel):
         found: Outputs = pool(x, kernel, c["stride"], even, c["dilation"], return_indices=twice)
         return found
     reach = [d * (k - 1) + 1 for d, k in zip(c["dilation"], kernel, strict=True)]
@@ -96,8 +100,13 @@ def avg_pool(c: Call, x: Tensor) -> Tensor:
     """Mean over windows, over the elements that count."""
     kernel, even = c["kernel"], symmetric(c["padding"])
     n = len(kernel)
-    inside = even is not None and all(2 * p <= k for p, k in zip(even, kernel, strict=True))
-    if inside and not c["ceil"] and c["divisor"] is None and c["dilation"] is None:
+    if (
+        even is not None
+        and _fits(even, kernel)
+        and not c["ceil"]
+        and c["divisor"] is None
+        and c["dilation"] is None
+    ):
         y: Tensor = _AVG[n](x, kernel, c["stride"], even, False, c["count_padding"])
         return y
     total = _window_sum(c, x)

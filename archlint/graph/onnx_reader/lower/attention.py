@@ -64,8 +64,11 @@ def _attention(c: Call) -> None:
     v, vs = _past(c, v, vs, 5, 2)
     scale = c.get("scale")
     given: dict[str, Any] = {
-             "offset": ks[2] - before, "scale": None if scale is None else float(scale), "causal": bool(c.get("is_causal", 0)),
-             "softcap": float(c.get("softcap", 0.0))}  # fmt: skip
+        "scale": None if scale is None else float(scale),
+        "causal": bool(c.get("is_causal", 0)),
+        "softcap": float(c.get("softcap", 0.0)),
+        "offset": ks[2] - before,
+    }
     sizes = (*qs[:3], vs[3])
     if len(c.node.output) > 3 and c.node.output[3]:
         raise LookupError("the logits are an output")
