@@ -90,7 +90,8 @@ def _place(c: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     if not c["last"]:
         return function(x, axis, c["keepdims"])
     from_the_end: Tensor = function(x.flip(axis), axis, c["keepdims"])
-    return from_the_end.neg() + (x.shape[axis] - 1)
+    last: int = x.shape[axis] - 1
+    return last - from_the_end
 
 
 @computes("sort")
