@@ -133,7 +133,7 @@ def normalised(
     rest = through / inverse
     m1, m2 = lost_mean / n, lost_size / n * size / inverse
     factor = gamma.second_moment * inverse
-    profile, level = _divided(g, x, axes, shape)
+    profile, level = _divided(g, x, axes, shape, eps / variance if variance > 0 else 0.0)
     along = tuple(
         _after(c, m1, m2, d, rest, a in axes) for a, (c, d) in enumerate(
             zip(g.along, map(centre, outer), strict=True))
@@ -169,16 +169,19 @@ def _size_share(
     return together(sizes, cs)
 
 
-def _divided(g: Gradient, x: Signal, axes: Sequence[int], shape: Sequence[int | None]
-             ) -> tuple[dict[int, np.typing.NDArray[np.float64]], float]:  # fmt: skip
-    """What is left of the profile when every set divides by its own variance, and its level."""
+def _divided(
+    g: Gradient, x: Signal, axes: Sequence[int], shape: Sequence[int | None], floor: float
+) -> tuple[dict[int, np.typing.NDArray[np.float64]], float]:  # fmt: skip
+    """What is left of the profile when every set divides by its own v + eps, and its level;
+    ``floor`` = eps/E v."""
     profile = dict(g.profile)
     level = 1.0
     for axis, values in x.profile.items():
         if axis in axes or shape[axis] != values.size or not (values > 0).all():
             continue
         own = profile.get(axis)
-        joint = (own if own is not None and own.size == values.size else 1.0) / values
+        joint = (own if own is not None and own.size == values.size else 1.0) * (
+            (1 + floor) / (values + floor))  # fmt: skip
         mean, relative = as_profile(np.asarray(joint, np.float64))
         level *= mean
         profile[axis] = relative
