@@ -17,7 +17,16 @@ import numpy.typing as npt
 from archlint.graph.model import Parameter
 from archlint.initialization.distribution import Distribution
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.transfer import Step, both_paired, correlated, known_size, transfers
+from archlint.signal.transfer import (
+    Step,
+    both_paired,
+    correlated,
+    count_of,
+    known_size,
+    product,
+    transfers,
+    without_positions,
+)
 
 MOST_GROUPS = 8  # flip groups that a tensor remembers, newest last
 
@@ -46,13 +55,14 @@ def weighted(
     if x.second_moment is None or weight.second_moment is None or weight.mean is None:
         return Signal(roles=roles)
     w_mean = weight.mean
-    w_variance = max(weight.second_moment - w_mean * w_mean, 0.0)
     n = fan_in * taps
-    noise = n * w_variance  # what one unit of E x² becomes
+    noise = n * weight.second_moment  # what one unit of E x² becomes
     second = noise * x.second_moment
+    # E[w w′] of two weights of one output: w̄² of independent ones, −E w²/(n − 1) of such as are
+    # made to sum to zero, which takes what all inputs have in common.
+    pair = product(weight.position_correlation, weight.second_moment) or 0.0
     mean: float | None = 0.0
-    steady = 0.0  # the part that the mean of the weights makes
-    if w_mean != 0.0 and abs(w_mean) > 1e-9 * math.sqrt(weight.second_moment):
+    if abs(pair) > 1e-18 * weight.second_moment:
         if x.mean is None:
             return Signal(roles=roles)
         mean = n * w_mean * x.mean
@@ -62,9 +72,10 @@ def weighted(
         # Pairs of terms: one feature at one place, one feature at two, two features.
         k = max(places * taps, 1.0)
         near, far = n * (k - 1), n * (n - k)
-        steady = w_mean**2 * (n + near * inside) * x.second_moment
-        steady += w_mean**2 * far * x.mean**2
-        second += steady
+        second += pair * (near * inside * x.second_moment + far * x.mean**2)
+        second = max(second, 0.0)
+    else:
+        pair = 0.0
     b = step.signal(bias) if bias is not None and step.has(bias) else None
     groups = x.odd_in
     own = frozenset(p.name for i in (1, bias) if i is not None and (p := step.parameter(i)))
@@ -89,12 +100,11 @@ def weighted(
     def through(correlation: float, apart: float | None, share: float = 1.0) -> float | None:
         """Of a pair whose terms at one place have a correlation, those at two places ``apart``."""
         inner = noise * q * correlation * share
-        if steady and x.mean is not None:
+        if pair and x.mean is not None:
             if apart is None:
                 return None
             k = max(places * taps, 1.0)
-            inner += w_mean**2 * (n * correlation + n * (k - 1) * apart) * q * share
-            inner += w_mean**2 * n * (n - k) * x.mean**2 * share
+            inner += pair * n * ((k - 1) * apart * q + (n - k) * x.mean**2) * share
         return correlated(inner + shift, second)
 
     within, between, c = x.position_correlation, x.sample_correlation, x.apart
@@ -139,8 +149,11 @@ def _linear(step: Step) -> Signal:
     if weight is None or shape is None or (fan_in := weight[axis]) is None:
         return UNKNOWN_SIGNAL
     x = step.signal(0)
-    return weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
-                    feature_last(x, len(shape)), scale=step.number("alpha"))  # fmt: skip
+    result = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
+                      feature_last(x, len(shape)), scale=step.number("alpha"))  # fmt: skip
+    # Of a flattened map no positions are left.
+    flat = count_of(x, shape, (len(shape) - 1,), "position")
+    return without_positions(result) if flat is not None and flat > 1 else result
 
 
 def _conv_roles(rank: int) -> tuple[Role, ...]:

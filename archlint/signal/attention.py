@@ -17,6 +17,7 @@ import numpy as np
 from archlint.graph.model import LayerGraph
 from archlint.signal.gaussian import nodes_and_weights
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.rotation import turned
 from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
 
 _GRID = 160  # of the outer integral: to 1e-4 up to s² = 30
@@ -253,10 +254,12 @@ def _attention(step: Step) -> Signal:
 
 @transfers("rotary")
 def _rotary(step: Step) -> Signal:
-    """A rotation of pairs keeps E x²; it turns different positions by different angles, so what
-    they share of the mean is kept only in slow pairs: unknown."""
-    x = step.signal(0)
-    return x.but(mean=x.mean if x.mean == 0.0 else None)
+    """A rotation of pairs (signal.rotation)."""
+    x, shape = step.signal(0), step.shape(0)
+    if shape is None or len(shape) < 2 or shape[-1] is None or shape[-2] is None:
+        return x.but(mean=0.0 if x.mean == 0.0 else None, position_correlation=None,
+                     cross_correlation=None)  # fmt: skip
+    return turned(x, shape[-2], shape[-1])
 
 
 @transfers("gumbel_softmax")

@@ -8,6 +8,7 @@ import numpy as np
 
 from archlint.signal.activations import Activation, activation, leaky_relu
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.rotation import rotated
 from archlint.signal.squares import (
     before_root,
     is_above,
@@ -206,6 +207,8 @@ def _add(step: Step) -> Signal:
     sign = 1.0 if step.node.op == "add" else -1.0
     if step.value(0) == step.value(1):
         return scaled(step.signal(0), 1.0 + sign)
+    if step.node.op == "add" and (whole := rotated(step)) is not None:
+        return whole
     if _dependent(step):
         return Signal(roles=step.signal(0).roles)
     return added(aligned(step, 0), aligned(step, 1), sign)
@@ -244,11 +247,34 @@ def _div(step: Step) -> Signal:
     if number is not None:
         finite = number.astype(np.float64)
         if finite.size and (finite != 0).all():
-            inverse = 1 / finite
-            divisor = Signal(float(inverse.mean()), float((inverse**2).mean()), 1.0, 1.0, 0.0,
+            ones = 1 / finite
+            divisor = Signal(float(ones.mean()), float((ones**2).mean()), 1.0, 1.0, 0.0,
                              cross_correlation=1.0)  # fmt: skip
             return multiplied(aligned(step, 0), divisor)
-    return Signal(roles=step.signal(0).roles)
+    below = inverse(aligned(step, 1))
+    return multiplied(aligned(step, 0), below)
+
+
+_STEADY = 0.35  # relative variance up to which a divisor is taken at the first terms of its inverse
+
+
+def inverse(y: Signal) -> Signal:
+    """1/y for a y that stays away from zero: with relative variance r = Var y/(E y)² and a
+    log-normal law E 1/y = (1 + r)/E y, E 1/y² = (1 + r)³/(E y)². Unknown for a wide y."""
+    if y.second_moment is None or not y.mean:
+        return Signal(roles=y.roles)
+    r = max(y.second_moment / y.mean**2 - 1, 0.0)
+    if r > _STEADY:
+        return Signal(roles=y.roles)
+    mean, second = (1 + r) / y.mean, (1 + r) ** 3 / y.mean**2
+    q, fixed = y.second_moment, y.mean**2
+
+    def pair(c: float) -> float | None:
+        share = max(c * q - fixed, -0.9 * fixed) / fixed  # E[y y′]/(E y)² − 1
+        return correlated(mean * mean * (1 + share), second)
+
+    return Signal(mean, second, None, None, y.spread, (), int(math.copysign(1, y.mean)), y.roles,
+                  ).but(**paired(y, pair))  # fmt: skip
 
 
 @transfers("neg")

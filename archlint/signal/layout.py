@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Role, Signal
 from archlint.signal.transfer import (
     Step,
     correlated,
+    factors,
     known_size,
     merged_groups,
     product,
@@ -33,65 +34,61 @@ def _same(step: Step) -> tuple[Signal, ...]:
     return (x, *(UNKNOWN_SIGNAL for _ in step.node.outputs[1:]))
 
 
-def reshaped_roles(before: Shape | None, after: Shape | None, roles: tuple[Role, ...]
-                   ) -> tuple[Role, ...]:  # fmt: skip
-    """The roles of the dimensions after a reshape.
-
-    Dimensions are matched from the left in groups of equal size. A group of one role passes it on;
-    one that merges samples with something else counts as samples, one that merges features with
-    positions (a flattened map) as features.
-    """
-    if before is None or after is None or len(roles) != len(before) or None in (*before, *after):
-        return ()
-    result: list[Role] = []
-    i = j = 0
-    old = [n or 0 for n in before]
-    new = [n or 0 for n in after]
-    while i < len(old) or j < len(new):
-        first_i, first_j = i, j
-        left = right = 1
-        if i < len(old):
-            left *= old[i]
-            i += 1
-        if j < len(new):
-            right *= new[j]
-            j += 1
-        while left != right:
-            if left < right:
-                if i == len(old):
-                    return ()
-                left *= old[i]
-                i += 1
-            else:
-                if j == len(new):
-                    return ()
-                right *= new[j]
-                j += 1
-        group = [roles[k] for k in range(first_i, i) if old[k] != 1] or list(roles[first_i:i])
-        result += [_merged(group, result) for _ in range(first_j, j)]
-    return tuple(result)
+def regrouped(made: Sequence[Factors], after: Sequence[int]) -> tuple[Factors, ...] | None:
+    """What the dimensions of a reshape are made of: factors are taken from the left, several for
+    a larger dimension, a part of one for a smaller. None where the sizes do not divide."""
+    left = [f for factors in made for f in factors if f[1] != 1]
+    result: list[Factors] = []
+    for n in after:
+        own: list[tuple[Role, int]] = []
+        size = 1
+        while size < n and left:
+            role, k = left.pop(0)
+            need = n // size if n % size == 0 else 0
+            if need == 0 or (k > need and k % need != 0) or (k <= need and need % k != 0):
+                return None
+            if k > need:
+                left.insert(0, (role, k // need))
+                k = need
+            own.append((role, k))
+            size *= k
+        if size != n:
+            return None
+        result.append(tuple(own))
+    return tuple(result) if not left else None
 
 
-def _merged(group: Sequence[Role], before: Sequence[Role]) -> Role:
-    if not group:  # a new dimension of size one
+def _role_of(made: Factors, before: Sequence[Role]) -> Role:
+    """The role that a dimension counts as: samples merged with anything count as samples, features
+    merged with positions (a flattened map) as features."""
+    found = {role for role, _ in made}
+    if not found:  # a new dimension of size one
         return before[-1] if before and before[-1] != "sample" else "position"
-    if "sample" in group:
-        return "sample"
-    return "feature" if "feature" in group else "position"
+    return "sample" if "sample" in found else "feature" if "feature" in found else "position"
 
 
 @transfers("reshape")
 def _reshape(step: Step) -> Signal:
     x, before, after = step.signal(0), step.shape(0), step.out_shape()
-    roles = reshaped_roles(before, after, x.roles)
-    flattened = "position" in x.roles and "position" not in roles
-    profile = {}
-    if before is not None and after is not None and not flattened:
-        kept = {n: axis for axis, n in enumerate(after) if after.count(n) == 1}
-        profile = {kept[before[a]]: p for a, p in x.profile.items()
-                   if before.count(before[a]) == 1 and before[a] in kept}  # fmt: skip
-    x = x.but(roles=roles, profile=profile)
-    return without_positions(x) if flattened else x
+    made = factors(x, before)
+    if made is None or before is None or after is None or None in after:
+        return x.but(roles=(), parts=(), profile={})
+    kept = [f for f in made if f != ((f[0][0], 1),)]
+    grouped = regrouped(kept, [n or 0 for n in after])
+    if grouped is None:
+        return x.but(roles=(), parts=(), profile={})
+    roles: list[Role] = []
+    same = dict(zip(before, x.roles, strict=True)) if list(before).count(1) == 1 else {}
+    for n, group in zip(after, grouped, strict=True):
+        role = _role_of(group, roles)
+        if not group and n == 1 and 1 in same and list(after).count(1) == 1:
+            role = same[1]
+        roles.append(role)
+    where = {n: axis for axis, n in enumerate(after) if after.count(n) == 1}
+    profile = {where[before[a]]: p for a, p in x.profile.items()
+               if before.count(before[a]) == 1 and before[a] in where}  # fmt: skip
+    merged = any(len(g) > 1 for g in grouped)
+    return x.but(roles=tuple(roles), parts=grouped if merged else (), profile=profile)
 
 
 @transfers("transpose")
@@ -99,7 +96,8 @@ def _transpose(step: Step) -> Signal:
     x, order = step.signal(0), step.ints("permutation")
     roles = tuple(x.roles[a] for a in order) if len(x.roles) == len(order) else ()
     back = {a: i for i, a in enumerate(order)}
-    return x.but(roles=roles, profile={back[a]: p for a, p in x.profile.items()})
+    parts = tuple(x.parts[a] for a in order) if len(x.parts) == len(order) else ()
+    return x.but(roles=roles, parts=parts, profile={back[a]: p for a, p in x.profile.items()})
 
 
 @transfers("expand", "tile")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Role = Literal["sample", "position", "feature"]
+Factors = tuple[tuple[Role, int], ...]  # what a dimension is made of, outer ones first
 Group = frozenset[str]  # parameters whose common sign flip is meant
 
 
@@ -28,8 +29,9 @@ class Signal:
     ``odd_in``: groups of parameters, newest last; flipping the signs of all parameters of one
     group flips this tensor, so that E[v·u] = 0 exactly for every u that depends on none of them.
     ``one_sided``: no element can be negative (+1) or positive (−1); 0 otherwise.
-    ``roles``: what each dimension indexes. ``profile``: the second moment along an axis relative
-    to its mean (zero padding), axis -> values, as a product over axes.
+    ``roles``: what each dimension indexes; ``parts``: where a reshape has merged dimensions, what
+    each consists of, outer ones first, as (role, size). ``profile``: the second moment along an
+    axis relative to its mean (zero padding), axis -> values, as a product over axes.
     """
 
     mean: float | None = None
@@ -43,6 +45,7 @@ class Signal:
     profile: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
     gaussian: bool = False  # whether the elements are (nearly) normal over initializations
     cross_correlation: float | None = None
+    parts: tuple[Factors, ...] = ()
     grad_second_moment: float | None = None
     grad_position_correlation: float | None = None
 

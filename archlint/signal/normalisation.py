@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
+from archlint.signal.transfer import Step, correlated, count_of, known_size, paired, transfers
 
 _ONE = Signal(1.0, 1.0, 1.0, 1.0, 0.0, cross_correlation=1.0)
 _ZERO = Signal(0.0, 0.0, 1.0, 1.0, 0.0, cross_correlation=1.0)
@@ -61,6 +61,9 @@ def _batch_norm(step: Step) -> Signal:
         return _with_running_statistics(step, x, eps)
     positions = known_size(shape, range(2, len(shape)))
     samples = shape[0]
+    merged = count_of(x, shape, (0,), "position")
+    if merged is not None and merged > 1 and samples is not None and positions is not None:
+        positions, samples = positions * merged, samples // merged
     between, within, apart = x.sample_correlation, x.position_correlation, x.apart
     if between is None or (positions != 1 and (within is None or apart is None)):
         return Signal(roles=x.roles)
@@ -149,8 +152,11 @@ def _axes_count(step: Step, axes: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def _over(step: Step, features: int, positions: int) -> Signal:
-    """A norm per sample over a set of features and positions."""
+    """A norm per sample over a set of features and positions; of a weight over a set of its
+    elements, which then sum to zero."""
     x = step.signal(0)
+    if step.value(0) in step.graph.static:
+        features, positions = 1, features * positions
     square = _feature_mean_square(x, features, positions)
     if square is None:
         return Signal(roles=x.roles)

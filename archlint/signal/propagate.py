@@ -65,14 +65,33 @@ def _follow(
         found = transfer(Step(graph, node, signals, basis))
         results = (found,) if isinstance(found, Signal) else tuple(found)
     for i, out in enumerate(node.outputs):
-        signals[out] = results[i] if i < len(results) else UNKNOWN_SIGNAL
+        result = results[i] if i < len(results) else UNKNOWN_SIGNAL
+        if node.op not in ("reshape", "transpose"):
+            result = _with_parts(graph, node, signals, out, result)
+        signals[out] = result
     first = node.inputs[0] if node.inputs else None
     known = node.op in OPS and OPS[node.op].kind in _ELEMENTWISE and node.op not in _MIXING
-    if first is None or not known or _picks_features(node, signals[first]):
+    if first is None or not known or _picks_features(node, signals.get(first, UNKNOWN_SIGNAL)):
         return
     source = _source(graph, node, signals)
     if source is not None:
         basis.update((out, basis.get(source, source)) for out in node.outputs)
+
+
+def _with_parts(
+    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], out: str, result: Signal
+) -> Signal:
+    """The output's dimensions are made of what the input's of the same size and place are."""
+    shape = graph.shape(out)
+    if shape is None:
+        return result
+    for value in node.inputs:
+        x = signals.get(value or "", UNKNOWN_SIGNAL)
+        before = graph.shape(value)
+        if x.parts and before is not None and len(before) == len(shape) == len(x.parts):
+            parts = tuple(p if before[a] == shape[a] else () for a, p in enumerate(x.parts))
+            return result.but(parts=parts)
+    return result.but(parts=()) if result.parts else result
 
 
 def _picks_features(node: Node, x: Signal) -> bool:

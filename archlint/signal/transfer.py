@@ -14,7 +14,7 @@ import numpy as np
 
 from archlint.graph.model import Array, LayerGraph, Node, Parameter
 from archlint.graph.ops import attribute
-from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Role, Signal
+from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Group, Role, Signal
 
 Transfer = Callable[["Step"], "Signal | Sequence[Signal]"]
 TRANSFER: dict[str, Transfer] = {}
@@ -94,6 +94,29 @@ class Step:
         """Whether two inputs are elementwise functions of the same mixing op's output."""
         a, b = self.value(i), self.value(j)
         return a is not None and b is not None and self.basis.get(a, a) == self.basis.get(b, b)
+
+
+def factors(x: Signal, shape: tuple[int | None, ...] | None) -> tuple[Factors, ...] | None:
+    """What each dimension is made of: one factor unless a reshape has merged several. None where
+    roles or sizes are not known."""
+    if shape is None or len(x.roles) != len(shape) or None in shape:
+        return None
+    found: list[Factors] = []
+    for axis, (role, n) in enumerate(zip(x.roles, shape, strict=True)):
+        parts = x.parts[axis] if len(x.parts) == len(shape) else ()
+        known = parts and math.prod(size for _, size in parts) == n
+        found.append(parts if known else ((role, n or 0),))
+    return tuple(found)
+
+
+def count_of(
+    x: Signal, shape: tuple[int | None, ...] | None, axes: Sequence[int], role: Role
+) -> int | None:
+    """How many samples, positions or features some dimensions index together."""
+    made = factors(x, shape)
+    if made is None:
+        return None
+    return math.prod(n for a in axes for r, n in made[a] if r == role)
 
 
 def known_size(shape: tuple[int | None, ...] | None, axes: Sequence[int]) -> int | None:
