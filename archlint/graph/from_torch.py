@@ -69,7 +69,7 @@ def record(
 
     On meta tensors; where ``forward`` depends on data, on real ones of a small batch.
     """
-    first: Exception | None = None
+    best: tuple[Exception, Example] | None = None  # of the attempt that got furthest
     tried = examples(model, inputs, factory)
     with _mode_of(model, mode), _initialised_lazily(model):
         for example in tried:
@@ -77,15 +77,22 @@ def record(
                 return _recorded(model, example, mode, factory), example
             except ArchlintError:
                 raise
-            except Exception as problem:  # whatever the user's forward raises
-                first = first or problem
-        assert first is not None
-        if not isinstance(first, DataDependent) and _is_small(model):
+            except Exception as raised:  # whatever the user's forward raises
+                if best is None or _progress(raised) > _progress(best[0]):
+                    best = raised, example
+        assert best is not None
+        problem, example = best
+        if not isinstance(problem, DataDependent) and _is_small(model):
             # some kernels have no shape function, or one that asks for more than they need
+            note = f"forward does not run without elements ({_line(problem)}): it was run on them"
             with contextlib.suppress(Exception):
-                note = f"forward does not run without elements ({_line(first)}): it was run on them"
-                return _run_for_real(model, tried[0], mode, factory, note), tried[0]
-    raise _refusal(model, first, tried[0], len(tried)) from first
+                return _run_for_real(model, example, mode, factory, note), example
+    raise _refusal(model, problem, example, len(tried)) from problem
+
+
+def _progress(problem: Exception) -> int:
+    """How many calls were recorded before an exception."""
+    return getattr(problem, "_archlint_progress", 0)
 
 
 def _recorded(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from archlint.errors import ArchlintError
 
@@ -27,18 +28,27 @@ LENGTH = 32
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor to make: shape, dtype, and one past the largest integer it may hold."""
+    """A tensor to make: shape, dtype, and one past the largest integer it may hold.
+
+    ``elements`` says what it holds where that is no matter of data: a mask, sizes of images.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     high: int = 2
+    elements: Tensor | None = field(default=None, compare=False, repr=False)
 
     def on_meta(self) -> Tensor:
-        """Without elements."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+        """Without elements, or with those that are known kept beside it."""
+        made = torch.empty(self.shape, dtype=self.dtype, device="meta")
+        if self.elements is not None:
+            made._archlint_elements = self.elements  # type: ignore[attr-defined]
+        return made
 
     def drawn(self, generator: torch.Generator) -> Tensor:
         """Standard normal numbers, or integers below ``high``."""
+        if self.elements is not None:
+            return self.elements.clone()
         if self.dtype == torch.bool:
             return torch.ones(self.shape, dtype=torch.bool)
         if self.dtype.is_floating_point or self.dtype.is_complex:
@@ -373,9 +383,14 @@ def _image_channels(model: nn.Module) -> int | None:
 def _leaves(model: nn.Module) -> Iterator[nn.Module]:
     """The modules with parameters of their own, in the order they were registered."""
     for module in model.modules():
-        if next(module.parameters(recurse=False), None) is not None or isinstance(
-            module, nn.RNNBase
-        ):
+        if (
+            "parametrizations" in module._modules
+            or isinstance(module, nn.RNNBase)
+            or (
+                next(module.parameters(recurse=False), None) is not None
+                and not isinstance(module, ParametrizationList)
+            )
+        ):  # weights that are computed from others
             yield module
 
 
@@ -398,19 +413,43 @@ def _huggingface(model: nn.Module) -> Iterator[Example]:
         return
     names = [p.name for p in parameters_of(model)]
     required = [p.name for p in required_of(model)]
-    for length in _lengths(config):
-        kwargs: dict[str, Any] = {}
-        for name in dict.fromkeys([main, *_companions(config, main, names), *required]):
-            if name not in names and "kwargs" not in names:
-                continue
-            spec = _of_config(model, config, name, length)
-            if spec is not None:
-                kwargs[name] = spec
-        if kwargs and all(name in kwargs for name in required):
-            yield Example((), kwargs)
+    for everything in (False, True):
+        more = [n for n in _CONTENT if n in names] if everything else []
+        for length in _lengths(config):
+            kwargs: dict[str, Any] = {}
+            for name in dict.fromkeys([main, *_companions(config, main, names), *required, *more]):
+                if name not in names and "kwargs" not in names:
+                    continue
+                spec = _of_config(model, config, name, length)
+                if spec is not None:
+                    kwargs[name] = spec
+            if kwargs and all(name in kwargs for name in required):
+                yield Example((), kwargs)
+            if everything:
+                break
     dummy = getattr(model, "dummy_inputs", None)
     if isinstance(dummy, Mapping) and all(isinstance(v, Tensor) for v in dummy.values()):
         yield Example((), dict(dummy))
+
+
+# What a model may want beside its main input, although the signature has a default for it.
+_CONTENT = (
+    "input_ids",
+    "bbox",
+    "pixel_values",
+    "image_grid_thw",
+    "input_features",
+    "input_features_mask",
+    "input_values",
+    "decoder_input_ids",
+    "query_embeds",
+    "states",
+    "actions",
+    "rewards",
+    "returns_to_go",
+    "timesteps",
+    "attention_mask",
+)
 
 
 def _companions(config: Any, main: str, names: Sequence[str]) -> Iterator[str]:
@@ -478,8 +517,21 @@ def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
     vocabulary = _first_of(text, "vocab_size") or _vocabulary(model)
     if name in ("input_ids", "decoder_input_ids", "query_tokens_ids"):
         return Spec((SAMPLES, length), torch.int64, vocabulary)
-    if name in ("attention_mask", "decoder_attention_mask", "token_type_ids"):
-        return Spec((SAMPLES, length), torch.int64, 1)
+    if name in ("attention_mask", "decoder_attention_mask"):
+        return _known(torch.ones(SAMPLES, length, dtype=torch.int64))
+    if name == "token_type_ids":
+        return _known(torch.zeros(SAMPLES, length, dtype=torch.int64))
+    if name in ("grid_thw", "image_grid_thw"):
+        return _known(torch.tensor([[1, _GRID, _GRID]]))
+    if name in ("hidden_states", "pixel_values") and "grid_thw" in _names(model):
+        return _patches(config)
+    if name == "pixel_values" and "image_grid_thw" in _names(model):
+        return None  # images stand where the text has their tokens
+    if name == "query_embeds":
+        width = _first_of(config, "hidden_size")
+        return None if width is None else Spec((SAMPLES, length, width))
+    if name in ("states", "actions", "rewards", "returns_to_go", "timesteps"):
+        return _of_decisions(config, name, length)
     if name in ("inputs_embeds", "hidden_states", "encoder_hidden_states"):
         width = _first_of(text, "hidden_size", "d_model", "n_embd")
         return None if width is None else Spec((SAMPLES, length, width))
@@ -491,9 +543,14 @@ def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
         return _pixels(config, video=True)
     if name == "pixel_mask":
         found = _pixels(config)
-        return None if found is None else Spec((SAMPLES, *found.shape[-2:]), torch.int64, 1)
+        if found is None:
+            return None
+        return _known(torch.ones(SAMPLES, *found.shape[-2:], dtype=torch.int64))
     if name in ("input_features", "audio_features"):
         return _spectrogram(config)
+    if name == "input_features_mask":
+        steps = max(_spectrogram(config).shape[1:])
+        return _known(torch.ones(SAMPLES, steps, dtype=torch.int64))
     if name == "input_values":
         bins = _first_of(config, "num_mel_bins")
         frames = _first_of(config, "max_length", "spectrogram_length")
@@ -511,6 +568,37 @@ def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
         whole = steps + max(lags)
         return Spec((SAMPLES, whole, width) if width > 1 or not max(lags) else (SAMPLES, whole))
     return None
+
+
+_GRID = 4  # patches along a side of an image whose patches are given one by one
+
+
+def _names(model: nn.Module) -> frozenset[str]:
+    return frozenset(p.name for p in parameters_of(model))
+
+
+def _known(elements: Tensor) -> Spec:
+    return Spec(tuple(elements.shape), elements.dtype, 1, elements)
+
+
+def _patches(config: Any) -> Spec | None:
+    """All patches of an image as rows of numbers."""
+    vision = _part(config, "vision_config", "vision")
+    side = _first_of(vision, "patch_size", "spatial_patch_size")
+    if side is None:
+        return None
+    channels = _first_of(vision, "in_channels", "num_channels", "in_chans") or 3
+    frames = _first_of(vision, "temporal_patch_size") or 1
+    return Spec((_GRID * _GRID, channels * frames * side * side))
+
+
+def _of_decisions(config: Any, name: str, length: int) -> Spec | None:
+    """A sequence of states, actions and rewards."""
+    if name == "timesteps":
+        return _known(torch.arange(length).expand(SAMPLES, -1).contiguous())
+    width = {"states": "state_dim", "actions": "act_dim"}.get(name)
+    size: int | None = 1 if width is None else _first_of(config, width)
+    return None if size is None else Spec((SAMPLES, length, size))
 
 
 def _pixels(config: Any, video: bool = False) -> Spec | None:
@@ -586,22 +674,34 @@ def _images_of_a_known_side(model: nn.Module) -> Iterator[Example]:
 
 
 def _first_layers(model: nn.Module) -> Iterator[Example]:
-    """What fits the first layers that have parameters, as far as one tensor does."""
+    """What fits the first layers that have parameters; what other parameters' names say."""
     required = required_of(model)
-    parameters = parameters_of(model)
-    count = len(required)
-    if count == 0:
-        count = 1 if parameters else 0
-    if count == 0:
+    if not required:
+        required = parameters_of(model)[:1]
+    named = [_of_name(model, p.name) for p in required]
+    if not required or sum(spec is None for spec in named) > 2:
         return
+    images = any(word in required[0].name.lower() for word in ("image", "img", "pixel", "frame"))
     shapes = list(_for_layers(model))
-    if count == 1:
-        for spec in shapes:
-            yield Example((spec,))
-        return
-    if count == 2:  # such as two views of one kind, or source and target
-        for spec in shapes:
-            yield Example((spec, spec))
+    if images:  # first what looks like one
+        shapes.sort(key=_unlike_an_image)
+    for spec in shapes:
+        yield Example(tuple(spec if known is None else known for known in named))
+
+
+def _unlike_an_image(spec: Spec) -> tuple[bool, bool, int]:
+    """Order of trial: images first, of the usual side, then from large to small."""
+    side = spec.shape[-1]
+    return len(spec.shape) != 4, side != 224, -side if side <= 256 else side
+
+
+def _of_name(model: nn.Module, name: str) -> Spec | None:
+    """The tensor that a parameter takes by the convention of its name."""
+    if name in ("t", "timestep", "timesteps", "time"):  # of a diffusion
+        return Spec((SAMPLES,), torch.int64, _vocabulary(model))
+    if name in ("y", "label", "labels", "classes", "class_labels"):
+        return Spec((SAMPLES,), torch.int64, _vocabulary(model))
+    return None
 
 
 def _for_layers(model: nn.Module) -> Iterator[Spec]:
@@ -613,13 +713,16 @@ def _for_layers(model: nn.Module) -> Iterator[Spec]:
         if len(kinds) == 4:
             break
     high = _vocabulary(model)
-    found: list[Spec] = []
     for layer in kinds:
-        found += _for_layer(layer, high)
-    if any(isinstance(m, nn.Linear | nn.Conv2d | nn.LayerNorm) for m in kinds):
-        # patches are often cut by a reshape that no layer tells of
-        found += [Spec((SAMPLES, c, s, s)) for c in (3, 1) for s in (224, 256, 32, 28, 64, 128)]
-    yield from found
+        yield from _for_layer(layer, high)
+    # patches are often cut by a reshape that no layer tells of
+    for channels in (3, 1):
+        for side in (224, 256, 32, 28, 64, 128):
+            yield Spec((SAMPLES, channels, side, side))
+    widths = [m.in_features for m in model.modules() if isinstance(m, nn.Linear)]
+    for width in list(dict.fromkeys(widths))[:16]:  # the first to run is not the first registered
+        yield Spec((SAMPLES, LENGTH, width))
+        yield Spec((SAMPLES, width))
 
 
 def _same_kind(a: nn.Module, b: nn.Module) -> bool:

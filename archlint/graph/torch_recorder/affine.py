@@ -64,7 +64,19 @@ def rmatmul(c: Call, input: V, other: V) -> V:
     return matmul(c, other, input)  # type: ignore[no-any-return]
 
 
-@lowering("addmm", "baddbmm", "addbmm", "addmv")
+@lowering("baddbmm", "addbmm")
+def baddbmm(c: Call, input: V, batch1: V, batch2: V, beta: float = 1, alpha: float = 1) -> V:
+    """As addmm, for every matrix of a batch."""
+    return addmm(c, input, batch1, batch2, beta, alpha)  # type: ignore[no-any-return]
+
+
+@lowering("addmv")
+def addmv(c: Call, input: V, mat: V, vec: V, beta: float = 1, alpha: float = 1) -> V:
+    """As addmm, for a vector."""
+    return addmm(c, input, mat, vec, beta, alpha)  # type: ignore[no-any-return]
+
+
+@lowering("addmm")
 def addmm(c: Call, input: V, mat1: V, mat2: V, beta: float = 1, alpha: float = 1) -> V:
     """beta·input + alpha·a·b."""
     found = _weight_behind(c, mat2) if c.name == "addmm" else None

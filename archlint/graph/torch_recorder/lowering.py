@@ -299,8 +299,11 @@ class Lowerer:
 
     def _declare(self, elements: Tensor) -> str:
         if elements.is_meta:  # a buffer of a model that was built without elements
-            return self.builder.value(
-                self.builder.fresh("buffer"), tuple(elements.shape), dtype_name(elements.dtype)
+            return self.builder.parameter(
+                self.builder.fresh("buffer"),
+                tuple(elements.shape),
+                dtype=dtype_name(elements.dtype),
+                trainable=False,
             )
         array = _as_numpy(elements)
         if array.size <= ELEMENTS_KEPT:

@@ -822,6 +822,38 @@ _ANSWERS: dict[str, Callable[[Recorder, Tensor], Any]] = {
 
 
 @contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What forward stores in modules (caches, buffers it registers) is taken away again."""
+    tables = ("_buffers", "_parameters", "_modules")
+    saved = [
+        (m, dict(m.__dict__), [(m.__dict__[t], dict(m.__dict__[t])) for t in tables])
+        for m in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            for table, content in [(module.__dict__, attributes), *contents]:
+                if not _same(table, content):
+                    table.clear()
+                    table.update(content)
+
+
+def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return len(a) == len(b) and all(k in b and b[k] is v for k, v in a.items())
+
+
+@contextlib.contextmanager
 def _eager() -> Iterator[None]:
     """Switch off what computes past Python: fused fast paths and compilers."""
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -831,6 +863,8 @@ def _eager() -> Iterator[None]:
             if hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(spare_kernels())
+            # what looks it up by its full name (nn.init) would hand itself back when entered
+            stack.enter_context(_replaced(torch.overrides, "has_torch_function_variadic", _never))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -859,6 +893,9 @@ def record_forward(
             given = tensor.clone() if device == "cpu" else torch.empty_like(tensor)
         node.meta["val"] = _shape_only(given)
         recorder.keep(given, node)
+        elements = getattr(tensor, "_archlint_elements", None)
+        if elements is not None:
+            recorder.known[id(given)] = elements
         names.append(node.name)
         return given
 
@@ -866,11 +903,22 @@ def record_forward(
     with torch.no_grad():
         args = tuple(_replace(position_names[i], a, enter) for i, a in enumerate(args))
         kwargs = {k: _replace(k, v, enter) for k, v in kwargs.items()}
-        with _eager(), recorder.modules(), _Dispatcher(recorder), recorder:
-            if isinstance(model, fx.GraphModule) and tells_places(model):
-                result = replay(model, args, kwargs, recorder.at)
-            else:
-                result = model(*args, **kwargs)
+        with (
+            _attributes_kept(model),
+            _eager(),
+            recorder.modules(),
+            _Dispatcher(recorder),
+            recorder,
+        ):
+            try:
+                if isinstance(model, fx.GraphModule) and tells_places(model):
+                    result = replay(model, args, kwargs, recorder.at)
+                else:
+                    result = model(*args, **kwargs)
+            except Exception as problem:
+                with contextlib.suppress(AttributeError):
+                    problem._archlint_progress = len(recorder.graph.nodes)  # type: ignore[attr-defined]
+                raise
         outputs = [tensor for _, tensor in tensors_in(result)]
         recorder.graph.output(tuple(recorder.node(t) for t in outputs))
     return Recording(

@@ -1,0 +1,391 @@
+"""Public models by library, built without downloads: what the recorder has to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+Build = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of a library: how it is built and, where it cannot be deduced, its input."""
+
+    library: str
+    name: str
+    build: Build
+    inputs: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    @property
+    def id(self) -> str:
+        return f"{self.library}:{self.name}"
+
+
+# --------------------------------------------------------------------------- timm
+
+
+def timm_models() -> Iterator[Entry]:
+    import timm
+
+    for name in timm.list_models():
+        yield Entry("timm", name, lambda name=name: timm.create_model(name))
+
+
+# --------------------------------------------------------------------------- torchvision
+
+
+def torchvision_models() -> Iterator[Entry]:
+    from torchvision import models
+
+    for name in models.list_models():
+        kwargs = {"weights": None}
+        if "weights_backbone" in _parameters(models.get_model_builder(name)):
+            kwargs["weights_backbone"] = None
+        yield Entry(
+            "torchvision", name, lambda name=name, kwargs=kwargs: models.get_model(name, **kwargs)
+        )
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    import inspect
+
+    return tuple(inspect.signature(function).parameters)
+
+
+# --------------------------------------------------------------------------- transformers
+
+# What the attributes of configurations are called, and the size that makes a tiny model.
+_TINY: dict[str, int] = {
+    "hidden_size": 32,
+    "d_model": 32,
+    "n_embd": 32,
+    "dim": 32,
+    "embed_dim": 32,
+    "embedding_size": 32,
+    "emb_dim": 32,
+    "intermediate_size": 64,
+    "ffn_dim": 64,
+    "d_ff": 64,
+    "n_inner": 64,
+    "hidden_dim": 64,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "d_kv": 8,
+    "vocab_size": 256,
+}
+_SHALLOW: dict[str, int] = {
+    "num_hidden_layers": 2,
+    "num_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "depth": 2,
+    "num_blocks": 2,
+}
+
+
+def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
+    """A configuration, and those in it, with smaller sizes.
+
+    Lists that say something about every layer are cut to the number of layers.
+    """
+    for name in list(vars(config)):
+        value = getattr(config, name)
+        if hasattr(value, "to_dict"):
+            shrink(value, sizes)
+    before = {n: getattr(config, n, None) for n in _SHALLOW}
+    for name, size in sizes.items():
+        value = vars(config).get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > size:
+            setattr(config, name, size)
+    depths = {v for v in before.values() if isinstance(v, int)}
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) in depths and len(value) > 4:
+            setattr(config, name, value[:2])
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        vocabulary = vars(config).get("vocab_size")
+        value = vars(config).get(name)
+        if isinstance(value, int) and isinstance(vocabulary, int) and value >= vocabulary:
+            setattr(config, name, 1)
+    return config
+
+
+# A tiny model; else one of few layers; else as published: not every type can be shrunk by rule.
+STAGES: tuple[Mapping[str, int], ...] = ({**_TINY, **_SHALLOW}, _SHALLOW, {})
+
+
+def transformers_types(stage: int = 0) -> Iterator[Entry]:
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    for kind in MODEL_MAPPING_NAMES:
+        yield Entry("transformers", kind, lambda kind=kind: build_transformer(kind, STAGES[stage]))
+
+
+def build_transformer(kind: str, sizes: Mapping[str, int]) -> nn.Module:
+    """The base model of a type of ``transformers``, its default configuration made smaller."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    config = shrink(CONFIG_MAPPING[kind](), sizes)
+    owner = MODEL_MAPPING[type(config)]
+    if isinstance(owner, tuple | list):
+        owner = owner[0]
+    model: nn.Module = owner(config)
+    return model
+
+
+# --------------------------------------------------------------------------- others
+
+
+def x_transformers_models() -> Iterator[Entry]:
+    import x_transformers as x
+
+    def decoder(**kwargs: Any) -> Build:
+        layers = {"dim": 64, "depth": 2, "heads": 4, **kwargs}
+        return lambda: x.TransformerWrapper(
+            num_tokens=256, max_seq_len=64, attn_layers=x.Decoder(**layers)
+        )
+
+    def encoder(**kwargs: Any) -> Build:
+        layers = {"dim": 64, "depth": 2, "heads": 4, **kwargs}
+        return lambda: x.TransformerWrapper(
+            num_tokens=256, max_seq_len=64, attn_layers=x.Encoder(**layers)
+        )
+
+    variants: dict[str, Build] = {
+        "decoder": decoder(),
+        "encoder": encoder(),
+        "rotary_rmsnorm": decoder(rotary_pos_emb=True, use_rmsnorm=True),
+        "glu_swish": decoder(ff_glu=True, ff_swish=True, ff_no_bias=True),
+        "alibi": decoder(alibi_pos_bias=True),
+        "t5_bias": encoder(rel_pos_bias=True),
+        "grouped_queries": decoder(attn_kv_heads=2),
+        "qk_norm": decoder(attn_qk_norm=True),
+        "sandwich": decoder(sandwich_norm=True),
+        "post_norm": encoder(pre_norm=False),
+        "residual_attn": encoder(residual_attn=True, pre_norm=False),
+        "gate_residual": decoder(gate_residual=True),
+        "scale_residual": decoder(scale_residual=True),
+        "squared_relu": decoder(ff_relu_squared=True),
+        "macaron": encoder(macaron=True),
+        "talking_heads": decoder(attn_pre_talking_heads=True),
+        "memory_tokens": decoder(attn_num_mem_kv=4),
+        "dropout": decoder(attn_dropout=0.1, ff_dropout=0.1, layer_dropout=0.0),
+        "vit": lambda: x.ViTransformerWrapper(
+            image_size=32,
+            patch_size=8,
+            num_classes=10,
+            attn_layers=x.Encoder(dim=64, depth=2, heads=4),
+        ),
+        "continuous": lambda: x.ContinuousTransformerWrapper(
+            dim_in=16, dim_out=16, max_seq_len=64, attn_layers=x.Encoder(dim=64, depth=2, heads=4)
+        ),
+    }
+    for name, build in variants.items():
+        yield Entry("x-transformers", name, build)
+
+
+def vit_pytorch_models() -> Iterator[Entry]:
+    from importlib import import_module
+
+    common = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 64, "depth": 2}
+    plain = {**common, "heads": 4, "mlp_dim": 128}
+    variants: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "vit": ("vit", "ViT", {**plain, "dropout": 0.1, "emb_dropout": 0.1}),
+        "simple_vit": ("simple_vit", "SimpleViT", plain),
+        "deepvit": ("deepvit", "DeepViT", plain),
+        "cait": ("cait", "CaiT", {**plain, "cls_depth": 1}),
+        "parallel": ("parallel_vit", "ViT", {**plain, "num_parallel_branches": 2}),
+        "vit_for_small_dataset": ("vit_for_small_dataset", "ViT", plain),
+        "simple_vit_qk_norm": ("simple_vit_with_qk_norm", "SimpleViT", plain),
+        "register_tokens": ("simple_vit_with_register_tokens", "SimpleViT", plain),
+        "patch_dropout": ("vit_with_patch_dropout", "ViT", {**plain, "patch_dropout": 0.25}),
+        "fft": ("simple_vit_with_fft", "SimpleViT", {**plain, "freq_patch_size": 8}),
+        "t2t": (
+            "t2t",
+            "T2TViT",
+            {
+                "image_size": 64,
+                "num_classes": 10,
+                "dim": 64,
+                "depth": 2,
+                "heads": 4,
+                "mlp_dim": 64,
+                "t2t_layers": ((7, 4), (3, 2), (3, 2)),
+            },
+        ),
+        "cct": (
+            "cct",
+            "CCT",
+            {
+                "img_size": 64,
+                "embedding_dim": 64,
+                "num_layers": 2,
+                "num_heads": 4,
+                "mlp_ratio": 2,
+                "num_classes": 10,
+            },
+        ),
+        "pit": (
+            "pit",
+            "PiT",
+            {
+                "image_size": 64,
+                "patch_size": 8,
+                "dim": 32,
+                "num_classes": 10,
+                "depth": (1, 1),
+                "heads": 4,
+                "mlp_dim": 64,
+            },
+        ),
+        "levit": (
+            "levit",
+            "LeViT",
+            {
+                "image_size": 64,
+                "num_classes": 10,
+                "stages": 2,
+                "dim": (32, 64),
+                "depth": 1,
+                "heads": (2, 4),
+                "mlp_mult": 2,
+            },
+        ),
+        "cvt": ("cvt", "CvT", {"num_classes": 10}),
+        "twins_svt": ("twins_svt", "TwinsSVT", {"num_classes": 10}),
+        "crossformer": ("crossformer", "CrossFormer", {"num_classes": 10}),
+        "regionvit": ("regionvit", "RegionViT", {"num_classes": 10}),
+        "nest": (
+            "nest",
+            "NesT",
+            {
+                "image_size": 64,
+                "patch_size": 4,
+                "dim": 32,
+                "heads": 2,
+                "num_hierarchies": 3,
+                "block_repeats": (1, 1, 1),
+                "num_classes": 10,
+            },
+        ),
+        "mobile_vit": (
+            "mobile_vit",
+            "MobileViT",
+            {
+                "image_size": (64, 64),
+                "dims": [48, 64, 80],
+                "channels": [16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 320],
+                "num_classes": 10,
+            },
+        ),
+        "sep_vit": (
+            "sep_vit",
+            "SepViT",
+            {
+                "num_classes": 10,
+                "dim": 32,
+                "dim_head": 16,
+                "heads": (1, 2),
+                "depth": (1, 1),
+                "window_size": 7,
+            },
+        ),
+        "max_vit": (
+            "max_vit",
+            "MaxViT",
+            {
+                "num_classes": 10,
+                "dim": 32,
+                "dim_head": 16,
+                "depth": (1, 1),
+                "window_size": 7,
+                "dim_conv_stem": 16,
+            },
+        ),
+        "xcit": ("xcit", "XCiT", {**plain, "cls_depth": 1}),
+        "look_vit": ("look_vit", "LookViT", {**common, "heads": 4, "highres_patch_size": 8}),
+        "normalized_vit": ("normalized_vit", "nViT", {**common, "heads": 4, "mlp_dim": 128}),
+        "local_vit": ("local_vit", "LocalViT", plain),
+        "rvt": ("rvt", "RvT", plain),
+        "simple_flash": ("simple_flash_attn_vit", "SimpleViT", plain),
+    }
+    for name, (module, attribute, kwargs) in variants.items():
+
+        def build(
+            module: str = module, attribute: str = attribute, kwargs: dict[str, Any] = kwargs
+        ) -> nn.Module:
+            made: nn.Module = getattr(import_module(f"vit_pytorch.{module}"), attribute)(**kwargs)
+            return made
+
+        yield Entry("vit-pytorch", name, build)
+
+
+_SEGMENTATION_ENCODERS = (
+    "resnet18",
+    "efficientnet-b0",
+    "mobilenet_v2",
+    "mit_b0",
+    "timm-regnetx_002",
+    "densenet121",
+    "tu-convnext_atto",
+)
+
+
+def segmentation_models() -> Iterator[Entry]:
+    import segmentation_models_pytorch as smp
+
+    decoders = (
+        "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet Segformer"
+    )
+
+    def entry(decoder: str, encoder: str) -> Entry:
+        return Entry(
+            "segmentation-models-pytorch",
+            f"{decoder}-{encoder}",
+            lambda: smp.create_model(
+                decoder, encoder_name=encoder, encoder_weights=None, classes=3
+            ),
+        )
+
+    for decoder in decoders.split():
+        yield entry(decoder, "resnet18")
+    for encoder in _SEGMENTATION_ENCODERS[1:]:
+        yield entry("Unet" if encoder != "mit_b0" else "FPN", encoder)
+    yield Entry(
+        "segmentation-models-pytorch",
+        "DPT-vit",
+        lambda: smp.DPT(encoder_name="tu-vit_tiny_patch16_224", encoder_weights=None, classes=3),
+    )
+
+
+LIBRARIES: dict[str, Callable[[], Iterable[Entry]]] = {
+    "timm": timm_models,
+    "torchvision": torchvision_models,
+    "transformers": transformers_types,
+    "x-transformers": x_transformers_models,
+    "vit-pytorch": vit_pytorch_models,
+    "segmentation-models-pytorch": segmentation_models,
+}
+
+
+def entry(id: str, stage: int = 0) -> Entry:
+    """The model called ``library:name``."""
+    library, _, name = id.partition(":")
+    entries = transformers_types(stage) if library == "transformers" else LIBRARIES[library]()
+    return next(e for e in entries if e.name == name)
