@@ -14,6 +14,7 @@ from archlint.graph.model import (
     LayerGraph,
     Mode,
     Node,
+    Overwritten,
     Parameter,
     Value,
     WeightState,
@@ -66,9 +67,13 @@ class GraphBuilder:
         trainable: bool = True,
         load: Callable[[], Array] | None = None,
         clone_of: str | None = None,
+        shared: bool = False,
+        overwritten: tuple[Overwritten, ...] = (),
     ) -> str:
         """Declare a parameter and the value that stands for it (same name)."""
-        self.parameters[name] = Parameter(name, shape, dtype, law, trainable, site, clone_of, load)
+        self.parameters[name] = Parameter(
+            name, shape, dtype, law, trainable, site, clone_of, load, shared, overwritten
+        )
         return self.value(name, shape, dtype, parameter=name)
 
     def constant(self, array: Any, id: str = "constant") -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,13 @@ from archlint.graph.patterns import recognise
 from archlint.graph.sites import constructor_sites
 from archlint.graph.torch_inputs import Example, Inputs, described, examples, flags
 from archlint.graph.torch_recorder import tables  # noqa: F401  (registers the lowerings)
-from archlint.graph.torch_recorder.lowering import Law, known, lower
+from archlint.graph.torch_recorder.lowering import known, lower
 from archlint.graph.torch_recorder.recorder import (
     DataDependent,
     Recording,
     record_forward,
 )
+from archlint.initialization.record import Record, Recorded, build
 
 Factory = Callable[[], Any]
 
@@ -45,14 +47,20 @@ def load_torch(
     Raises ArchlintError where the target is no model, its input cannot be deduced, or its
     ``forward`` raises; the exception of the user's code is the ``__cause__``.
     """
-    model, laws, factory = _built(target)
+    model, watched, factory = _built(target)
     title = name or type(model).__name__
-    recording, example = record(model, inputs, mode, factory)
+    recording, example = record(model, inputs, mode, factory, watched)
+    laws = watched.laws(model) if watched is not None else None
+    if laws is not None and _is_loaded(laws, model):
+        model, watched, laws = _module(target(), target), None, None
+        recording, example = record(model, inputs, mode, factory)
     graph = lower(recording, title, mode, laws, mode == "train" and _is_exported(model))
     graph = recognise(graph)
     if laws is None:
         graph = _fitted(graph)
     notes = graph.notes
+    if watched is not None and laws is not None:
+        notes = (*notes, *watched.notes, *_estimates(laws, graph))
     if example.assumed:
         values = [node.meta["val"] for node in recording.graph.nodes if node.op == "placeholder"]
         notes = (*notes, *described(recording.names, values))
@@ -64,14 +72,17 @@ def record(
     inputs: Inputs | None = None,
     mode: Mode = "train",
     factory: Factory | None = None,
+    watched: Record | None = None,
 ) -> tuple[Recording, Example]:
     """Record one forward with the first example input that fits.
 
-    On meta tensors; where ``forward`` depends on data, on real ones of a small batch.
+    On meta tensors; where ``forward`` depends on data, on real ones of a small batch. ``watched``
+    is the record of the construction, which goes on while lazy layers learn their shapes.
     """
     best: tuple[Exception, Example] | None = None  # of the attempt that got furthest
     tried = examples(model, inputs, factory)
-    with _mode_of(model, mode), _initialised_lazily(model):
+    _initialise_lazily(model, tried, watched)
+    with _mode_of(model, mode):
         for example in tried:
             try:
                 return _recorded(model, example, mode, factory), example
@@ -143,8 +154,8 @@ def _run_for_real(
 # --------------------------------------------------------------------------- building
 
 
-def _built(target: Any) -> tuple[nn.Module, Mapping[str, Law] | None, Factory | None]:
-    """The model, the laws of its parameters where its construction was watched, its factory."""
+def _built(target: Any) -> tuple[nn.Module, Record | None, Factory | None]:
+    """The model, the record of its construction where it was watched, its factory."""
     if isinstance(target, torch.export.ExportedProgram):
         return target.module(), None, None
     if isinstance(target, nn.Module):
@@ -154,20 +165,34 @@ def _built(target: Any) -> tuple[nn.Module, Mapping[str, Law] | None, Factory | 
             f"{type(target).__name__} is neither a model nor something that builds one",
             "give an nn.Module, or a class or function that returns one",
         )
-    model, laws = _build_on_meta(target)
-    return model, laws, target
-
-
-def _build_on_meta(factory: Factory) -> tuple[nn.Module, Mapping[str, Law] | None]:
-    """Built without elements; for real, and fitted, where the constructor needs them."""
     with constructor_sites():
-        try:
-            with torch.device("meta"):
-                return _module(factory(), factory), {}
-        except (RuntimeError, NotImplementedError, ValueError, TypeError):
-            # numbers read from tensors, such as depths and widths; what is wrong with the
-            # user's code shows again below
-            return _module(factory(), factory), None
+        made, watched = build(target, sys._getframe(0))
+    if isinstance(made, torch.export.ExportedProgram):  # its weights are there already
+        return _module(target(), target), None, target
+    return _module(made, target), watched, target
+
+
+def _is_loaded(laws: Mapping[str, Recorded], model: nn.Module) -> bool:
+    """Whether the constructor filled most weights with numbers from elsewhere: trained ones."""
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
+    families = {name: law.family for name in sizes if (law := laws[name].law) is not None}
+    fixed = sum(sizes[name] for name, family in families.items() if family == "deterministic")
+    return 2 * fixed > sum(sizes.values())
+
+
+_NAMED = 3  # parameters that a note names
+
+
+def _estimates(laws: Mapping[str, Recorded], graph: LayerGraph) -> Iterator[str]:
+    """Which laws are not exact."""
+    every = [(name, laws[name].law) for name in graph.parameters if name in laws]
+    inexact = [name for name, law in every if law is not None and not law.exact
+               and law.family != "uninitialised"]  # fmt: skip
+    missing = [name for name, law in every if law is None]
+    for names, what in ((inexact, "estimated from elements"), (missing, "not known")):
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            yield f"the law of {', '.join(names[:_NAMED])}{more} is {what}"
 
 
 def _module(made: Any, factory: Factory) -> nn.Module:
@@ -237,15 +262,20 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                     tensor.copy_(elements)
 
 
-@contextlib.contextmanager
-def _initialised_lazily(model: nn.Module) -> Iterator[None]:
-    """Lazy modules are not recorded before they know their shapes."""
-    if any(is_lazy(p) for p in model.parameters()):
+def _initialise_lazily(model: nn.Module, tried: Sequence[Example], watched: Record | None) -> None:
+    """Run lazy modules once, so that they know their shapes and draw their weights."""
+    if not any(is_lazy(p) for p in [*model.parameters(), *model.buffers()]):
+        return
+    if watched is None:
         raise ArchlintError(
             f"{type(model).__name__} has lazy layers whose shapes are not known yet",
             "run one forward before, or give a factory that does",
         )
-    yield
+    for example in tried:
+        args, kwargs = example.on_meta()
+        with contextlib.suppress(Exception), watched.watching(), torch.no_grad():
+            model(*args, **kwargs)
+            return
 
 
 def _with_elements(model: nn.Module, factory: Factory | None) -> nn.Module | None:

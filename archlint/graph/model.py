@@ -66,13 +66,23 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Overwritten:
+    """An initializer of whose effect nothing is left: what it was, and its place."""
+
+    initializer: str
+    site: Site | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """A weight: its shape and the law it is drawn from.
 
     ``law`` is None where it is unknown. ``load`` reads the array where there is one (an ONNX
     file); a recorded PyTorch model has none. ``fan_axes`` is how the layout maps to fans:
     see :func:`archlint.graph.fans.fans`. ``site`` is the line that decided the law.
-    ``clone_of`` names the parameter that this one was copied from (equal values, own storage).
+    ``clone_of`` names the parameter that this one was copied from (equal values, own storage);
+    ``shared`` says that other parameters were made of the same random numbers. ``overwritten`` are
+    initializers that a later one made useless.
     """
 
     name: str
@@ -83,6 +93,8 @@ class Parameter:
     site: Site | None = None
     clone_of: str | None = None
     load: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
+    shared: bool = False
+    overwritten: tuple[Overwritten, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

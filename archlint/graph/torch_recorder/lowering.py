@@ -20,18 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from archlint.finding import Site
 from archlint.graph.builder import GraphBuilder
 from archlint.graph.model import LayerGraph, Mode, Node
 from archlint.graph.ops import OPS, UNKNOWN
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.recorder import Recording
 from archlint.initialization.distribution import Distribution, constant
+from archlint.initialization.record import Recorded
 
 # Larger tensors of known elements become parameters without a gradient: their moments are enough.
 ELEMENTS_KEPT = 512 * 512
-
-Law = tuple[Distribution | None, Site | None, str | None]
 
 
 class NotModelled(Exception):
@@ -264,7 +262,7 @@ class Lowerer:
         recording: Recording,
         name: str,
         mode: Mode,
-        laws: Mapping[str, Law] | None,
+        laws: Mapping[str, Recorded] | None,
         assume_training: bool = False,
     ) -> None:
         self.recording, self.laws = recording, laws or {}
@@ -389,7 +387,8 @@ class Lowerer:
         if elements is not None and not node.meta.get("trainable"):
             return V("", shape, dtype, elements)
         if name not in self.builder.parameters:
-            law, site, clone = self.laws.get(name, (None, None, None))
+            found = self.laws.get(name, Recorded(None))
+            law = found.law
             if law is None and not node.meta.get("trainable"):
                 law = _LAW_OF_STATISTICS.get(name.rpartition(".")[2])
             self.builder.parameter(
@@ -397,10 +396,12 @@ class Lowerer:
                 shape,
                 law,
                 dtype,
-                site,
+                found.site,
                 trainable=bool(node.meta.get("trainable")),
-                load=self._loader(name),
-                clone_of=clone,
+                load=self._loader(name) if name not in self.laws else None,
+                clone_of=found.clone_of,
+                shared=found.shared,
+                overwritten=found.overwritten,
             )
         return V(name, shape, dtype, parameter=True)
 
@@ -617,7 +618,7 @@ def lower(
     recording: Recording,
     name: str = "model",
     mode: Mode = "train",
-    laws: Mapping[str, Law] | None = None,
+    laws: Mapping[str, Recorded] | None = None,
     assume_training: bool = False,
 ) -> LayerGraph:
     """The layer graph of a recording. ``laws`` maps a parameter's name to law, site, clone.
