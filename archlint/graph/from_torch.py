@@ -25,7 +25,7 @@ from archlint.graph.torch_recorder.recorder import (
     Recording,
     record_forward,
 )
-from archlint.initialization.record import Record, Recorded, build
+from archlint.initialization.record import Record, Recorded, build, cleaned
 
 Factory = Callable[[], Any]
 
@@ -275,7 +275,8 @@ def _initialise_lazily(model: nn.Module, tried: Sequence[Example], watched: Reco
         args, kwargs = example.on_meta()
         with contextlib.suppress(Exception), watched.watching(), torch.no_grad():
             model(*args, **kwargs)
-            return
+            break
+    cleaned(model, watched)
 
 
 def _with_elements(model: nn.Module, factory: Factory | None) -> nn.Module | None:

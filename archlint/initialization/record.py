@@ -219,11 +219,11 @@ def build(factory: Callable[[], Any], stop: FrameType | None = None) -> tuple[An
         problem = error
     else:
         if not isinstance(made, nn.Module) or not _has_unknown(record, made):
-            return _cleaned(made, record), record
+            return cleaned(made, record), record
     if record.watcher.unallocated > FOR_REAL:
         if problem is not None:
             raise problem
-        return _cleaned(made, record), record
+        return cleaned(made, record), record
     real = Record(Watcher(1 << 62, stop))
     with real.watching():
         made = factory()
@@ -244,7 +244,7 @@ def _has_unknown(record: Record, model: nn.Module) -> bool:
     return False
 
 
-def _cleaned(model: Any, record: Record) -> Any:
+def cleaned(model: Any, record: Record) -> Any:
     """Tensors that hold draws, or memory that was left as it is, go to meta: nothing may depend on
     them."""
     if not isinstance(model, nn.Module):
@@ -339,7 +339,7 @@ class _Functions(TorchFunctionMode):
 
     def _compatible(self, tensor: Tensor, value: Any) -> Any:
         """A tensor that can take the place of another one's data."""
-        if not isinstance(value, Tensor) or tensor.device == value.device or is_lazy(tensor):
+        if not isinstance(value, Tensor) or tensor.device == value.device:
             return value
         with pause(self.watcher):
             content = self.watcher.content(value.detach())
