@@ -4,7 +4,9 @@ the command."""
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -293,6 +295,21 @@ def graph(
 def main() -> None:
     """The entry point: no traceback for a user's mistake, a quiet end behind ``| head``."""
     gc.set_threshold(100_000, 20, 20)  # imports make many objects and no garbage
+    before = threading.enumerate()
+    code: str | int | None = 0
+    try:
+        _run()
+    except SystemExit as end:
+        code = end.code
+    if any(not thread.daemon for thread in threading.enumerate() if thread not in before):
+        # threads that a target's code started would keep the process, perhaps for ever
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
+
+
+def _run() -> None:
     try:
         cli.main(standalone_mode=False)
     except ArchlintError as error:

@@ -43,7 +43,7 @@ def load_python(target: Target, mode: Mode, timeout: float | None = None) -> Lay
     with limited(timeout, target.name):
         model = model_of(target)
         try:
-            return load_torch(model, target.inputs or None, mode, target.name)
+            graph = load_torch(model, target.inputs or None, mode, target.name)
         except ArchlintError as error:
             raise _with_details(error, target) from error.__cause__
         except SystemExit as problem:
@@ -52,6 +52,12 @@ def load_python(target: Target, mode: Mode, timeout: float | None = None) -> Lay
             if isinstance(model, Factory) and model.problem is problem:
                 raise raised(f"building {target.name}", problem) from problem
             raise
+    if not graph.outputs:
+        raise ArchlintError(
+            f"{target.name}: forward returned nothing that holds a tensor",
+            "it should return tensors, alone or in tuples, lists, dicts or dataclasses",
+        )
+    return graph
 
 
 def _with_details(error: ArchlintError, target: Target) -> ArchlintError:

@@ -99,7 +99,12 @@ def said(problem: BaseException) -> str:
     except Exception:  # a __str__ of the user's
         text = "(its __str__ raises)"
     name = type(problem).__name__
-    return f"{name}: {text[:300]}" if text else name
+    return f"{name}: {_printable(text)[:300]}" if text else name
+
+
+def _printable(text: str) -> str:
+    """A text without characters that a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def shown(problem: BaseException) -> str:
@@ -114,7 +119,15 @@ def shown(problem: BaseException) -> str:
         text = "".join(told.format())
     except Exception:  # a __str__ of the user's, or a file that went away
         return ""
-    return text.removeprefix("Traceback (most recent call last):\n").rstrip()
+    lines = [line[:_LONGEST] for line in _printable(text).splitlines() if line != _HEADING]
+    if len(lines) > _MOST_LINES:
+        half = _MOST_LINES // 2
+        lines = [*lines[:half], f"  … {len(lines) - 2 * half} more lines …", *lines[-half:]]
+    return "\n".join(lines)
+
+
+_HEADING = "Traceback (most recent call last):"
+_LONGEST, _MOST_LINES = 300, 60  # of what an exception shows
 
 
 def _keep_theirs(told: traceback.TracebackException, seen: set[int]) -> None:
@@ -153,9 +166,9 @@ def stdout_as_stderr() -> Iterator[TextIO]:
         finally:
             sys.stdout = real
         return
-    kept = os.dup(1)
-    out = os.fdopen(kept, "w", encoding=real.encoding, errors=real.errors)
+    out = os.fdopen(os.dup(1), "w", encoding=real.encoding, errors=real.errors, closefd=False)
     os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    # a stream of its own: code that closes or replaces it must not take the errors with it
+    sys.stdout = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding, "replace", closefd=False)
     # never undone: what a program prints when it ends must not follow a JSON document
     yield out

@@ -238,9 +238,13 @@ def _fitted(graph: LayerGraph) -> LayerGraph:
 def _mode_of(model: nn.Module, mode: Mode) -> Iterator[None]:
     """Every module in training mode or out of it, and as it was afterwards."""
     before = [(m, m.training) for m in model.modules()]
-    # exported graphs refuse to be switched: their mode is written into them
-    with contextlib.suppress(NotImplementedError):
+    try:
         model.train(mode == "train")
+    except NotImplementedError:
+        pass  # exported graphs refuse to be switched: their mode is written into them
+    except RecursionError:  # modules that hold one another
+        for module in model.modules():
+            module.training = mode == "train"
     try:
         yield
     finally:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from archlint.errors import ArchlintError
 from archlint.graph.exported_program import _is_arithmetic, load_program
 from archlint.graph.from_torch import load_torch
-from archlint.graph.model import verify
 
 
 class Branchy(nn.Module):
@@ -40,7 +39,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_program_with_symbolic_sizes(program: Path) -> None:
-    graph = verify(load_torch(load_program(program)))
+    graph = load_torch(load_program(program))
     assert set(graph.parameters) >= {"fc.weight", "table.weight"}
     assert [n.op for n in graph.nodes if n.module in ("fc", "table")] == ["embedding", "linear"]
 
@@ -149,6 +148,7 @@ def test_expressions_of_sizes() -> None:
                  "FloorDiv(s0, 2)", "Eq(Mod(s0, 8), 0)", "s0 >= 2", "-int_oo"):  # fmt: skip
         assert _is_arithmetic(text), text
     for text in ("__import__('os')", "open('x')", "s0.__class__", "(lambda: 0)()", "Symbol('a b')",
-                 "S('x')", "Integer('3')", "f(1)", "[s0]", "s0[0]", "Symbol('a')('b')", "a if b else c",
+                 "S('x')", "Integer('3')", "f(1)", "[s0]", "s0[0]", "Symbol('a')('b')",
+                 "a if b else c",
                  "Symbol(Symbol('x') + 'y')", "", "(" * 500):  # fmt: skip
         assert not _is_arithmetic(text), text
