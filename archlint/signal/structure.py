@@ -18,7 +18,7 @@ from archlint.graph.ops import OPS
 from archlint.signal.activations import Activation, activation
 from archlint.signal.dominators import Dominators, carriers
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.spread import layer_spread
+from archlint.signal.spread import Shares, gradient_spread, layer_spread
 
 Signals = Mapping[str, Signal]
 Ending = Literal["linear", "one-sided", "norm", "unknown"]
@@ -64,6 +64,7 @@ class Layer:
     grad_spread: float | None
     elasticity: float | None
     pre_activation: float | None  # q = E z²
+    shares: Shares | None = None
 
     @property
     def weight_gain(self) -> float | None:
@@ -140,13 +141,10 @@ class Segment:
 
     @property
     def grad_spread(self) -> float | None:
-        """Var ln of the squared gradient over the segment, the sum of the layers' shares."""
-        total = 0.0
-        for layer in self.layers:
-            if layer.grad_spread is None:
-                return None
-            total += layer.grad_spread
-        return total
+        """Var ln of the squared gradient over the segment: the layers' own shares, and what the
+        fluctuation of the length does to E φ′² (signal.spread)."""
+        shares = [layer.shares for layer in self.layers if layer.shares is not None]
+        return gradient_spread(shares) if len(shares) == len(self.layers) else None
 
 
 def _sum_of_logs(gains: Sequence[float | None]) -> float | None:
@@ -624,11 +622,12 @@ def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None
         parameter.law if parameter is not None else None, count.fan_in,
         before.position_correlation if node.op == "conv" else 1.0,
         _positions(graph, node),
+        signals.get(out, UNKNOWN_SIGNAL).grad_position_correlation,
     )  # fmt: skip
     if shares is None or (nonlinear is not None and layer.nonlinearity is None):
         return layer
     return replace(layer, spread=shares.forward, grad_spread=shares.gradient,
-                   elasticity=shares.elasticity)  # fmt: skip
+                   elasticity=shares.elasticity, shares=shares)  # fmt: skip
 
 
 def _positions(graph: LayerGraph, node: Node) -> int:
