@@ -24,6 +24,7 @@ from archlint.signal.transfer import (
     count_of,
     known_size,
     product,
+    row_correlation,
     transfers,
     without_positions,
 )
@@ -61,6 +62,8 @@ def weighted(
     # E[w w′] of two weights of one output: w̄² of independent ones, −E w²/(n − 1) of such as are
     # made to sum to zero, which takes what all inputs have in common.
     pair = product(weight.position_correlation, weight.second_moment) or 0.0
+    if law is not None and not law.random and fan_in > 1:  # (Σw)² and Σw² are what they are
+        pair = (fan_in * w_mean**2 - weight.second_moment) / (fan_in - 1)
     mean: float | None = 0.0
     if abs(pair) > 1e-18 * weight.second_moment:
         if x.mean is None:
@@ -303,6 +306,9 @@ def _embedding(step: Step) -> Signal:
         repeated = (known.size / distinct - 1) / max(known.size - 1, 1)
         positions = correlated(fixed + (table.second_moment - fixed) * repeated,
                                table.second_moment)  # fmt: skip
+        parameter = step.parameter(1)
+        if parameter is not None and parameter.law and parameter.law.family == "deterministic":
+            positions = row_correlation(parameter, known) or positions
         samples, apart = 1.0, positions
     parameter = step.parameter(1)
     groups = table.odd_in if parameter is not None else ()

@@ -445,6 +445,33 @@ def _random_uniform(step: Step) -> Signal:
                   cross_correlation=c)  # fmt: skip
 
 
+@transfers("floor")
+def _floor(step: Step) -> Signal:
+    """⌊c + U⌋ with U uniform: each whole number with the share of the interval it takes, as the
+    mask of stochastic depth is often spelled. Else unknown."""
+    producer = step.graph.producer.get(step.value(0) or "")
+    shift, source = 0.0, producer
+    if producer is not None and producer.op in ("add", "sub") and len(producer.inputs) == 2:
+        for number, other in (producer.inputs, producer.inputs[::-1]):
+            known = step.graph.constant(number)
+            if known is not None and known.size == 1:
+                sign = -1.0 if producer.op == "sub" and number == producer.inputs[1] else 1.0
+                shift = sign * float(known.reshape(-1)[0])
+                source = step.graph.producer.get(other or "")
+    if source is None or source.op != "random_uniform":
+        return Signal(roles=step.signal(0).roles)
+    low = float(str(source.attributes.get("low", 0.0))) + shift
+    high = float(str(source.attributes.get("high", 1.0))) + shift
+    if not high > low:
+        return Signal(roles=step.signal(0).roles)
+    whole = np.arange(math.floor(low), math.ceil(high), dtype=np.float64)
+    share = np.clip(np.minimum(whole + 1, high) - np.maximum(whole, low), 0, None) / (high - low)
+    mean, second = float(share @ whole), float(share @ whole**2)
+    c = correlated(mean * mean, second)
+    return Signal(mean, second, c, c, 0.0, (), int(low >= 0), step.signal(0).roles,
+                  cross_correlation=c)  # fmt: skip
+
+
 @transfers("quantize", "dequantize")
 def _requantize(step: Step) -> Signal:
     """v/scale + zero point and back; rounding noise is left out."""

@@ -15,6 +15,7 @@ from archlint.signal.transfer import (
     known_size,
     merged_groups,
     product,
+    row_correlation,
     transfers,
     without_positions,
 )
@@ -310,6 +311,13 @@ def _gather(step: Step) -> tuple[Signal, ...]:
         axis, extra = int(step.number("axis")), len(out) - len(x.roles) + 1
         if extra >= 0:
             roles = (*x.roles[:axis], *((x.roles[axis],) * extra), *x.roles[axis + 1 :])
+    parameter, known = step.parameter(0), step.constant(1)
+    if (step.node.op == "gather" and parameter is not None and known is not None
+            and parameter.law is not None and parameter.law.family == "deterministic"
+            and len(parameter.shape) == 2 and int(step.number("axis")) == 0):  # fmt: skip
+        rows = row_correlation(parameter, known.astype(np.int64))
+        if rows is not None:
+            x = x.but(position_correlation=rows, cross_correlation=rows)
     return (x.but(profile={}, roles=roles), *more)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from archlint.signal.gaussian import max_of_correlated
+from archlint.signal.interpolation import concentration
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import (
     Step,
@@ -227,29 +228,35 @@ def _reduce_size(step: Step) -> Signal:
 
 @transfers("resize")
 def _resize(step: Step) -> Signal:
-    """Nearest copies; linear interpolation to a larger map averages two neighbours an axis: for
-    weights t, 1−t uniform in t the squares sum to 2/3 on average; a shrunk map picks."""
+    """Interpolation averages with weights that sum to one: E y² = E x²·(w + (1 − w)c) with w = Σw²
+    (signal.interpolation) and c the correlation of neighbours, for which that of all positions
+    stands."""
     x, shape, out = step.signal(0), step.shape(0), step.out_shape()
     mode = str(step.attribute("mode"))
     if shape is None or out is None or x.second_moment is None:
         return x.but(profile={})
-    if mode not in ("linear", "bilinear", "trilinear"):
-        return x.but(profile={}) if mode.startswith("nearest") else UNKNOWN_SIGNAL
-    if x.position_correlation is None:
-        return UNKNOWN_SIGNAL
+    mode = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic",
+            "nearest-exact": "nearest", "area": "area"}.get(mode, mode)  # fmt: skip
+    coordinates = str(step.attribute("coordinates"))
+    if step.attribute("align_corners"):
+        coordinates = "align_corners"
     share = 1.0
     for before, after in zip(shape[2:], out[2:], strict=False):
         if before is None or after is None:
             return UNKNOWN_SIGNAL
-        if after > before:
-            ratio = after / before
-            # align_corners False and an integer ratio r: offsets (2i+1−r)/(2r).
-            if ratio == int(ratio):
-                offsets = [abs((2 * i + 1 - ratio) / (2 * ratio)) for i in range(int(ratio))]
-                share *= sum(t * t + (1 - t) ** 2 for t in offsets) / len(offsets)
-            else:
-                share *= 2 / 3
-    c = x.position_correlation
-    second = x.second_moment * (share + (1 - share) * c)
+        one = concentration(before, after, mode, coordinates, step.number("cubic"),
+                            bool(step.attribute("antialias")))  # fmt: skip
+        if one is None:
+            return UNKNOWN_SIGNAL
+        share *= one
+    if share == 1.0:
+        return x.but(profile={})
+    if x.position_correlation is None:
+        return UNKNOWN_SIGNAL
     q = x.second_moment
-    return x.but(second_moment=second, profile={}, **paired(x, lambda r: correlated(r * q, second)))
+    second = q * (share + (1 - share) * x.position_correlation)
+    between = None
+    if x.sample_correlation is not None and x.apart is not None:
+        between = correlated((share * x.sample_correlation + (1 - share) * x.apart) * q, second)
+    return x.but(second_moment=second, profile={}, **paired(x, lambda r: correlated(r * q, second))
+                 ).but(sample_correlation=between)  # fmt: skip

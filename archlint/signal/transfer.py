@@ -143,8 +143,32 @@ def of_parameter(parameter: Parameter) -> Signal:
     side = 0
     if not law.random and law.variance == 0:
         side = (law.mean > 0) - (law.mean < 0)
+    if law.family == "deterministic" and len(parameter.shape) > 1:
+        fixed = row_correlation(parameter) or fixed
     return Signal(law.mean, law.second_moment, fixed, 1.0, 0.0, odd, side, roles,
                   cross_correlation=fixed)  # fmt: skip
+
+
+_LARGEST_TABLE = 1 << 22  # elements up to which a table is looked at
+
+
+def row_correlation(parameter: Parameter, rows: Array | None = None) -> float | None:
+    """E[v v′]/E v² of one feature at two rows of a table that is not random, such as sinusoids by
+    position; features lie along the last axis, or the second of [1, features, height, width].
+    ``rows`` picks some. None where the elements are not at hand."""
+    size = math.prod(parameter.shape)
+    if parameter.load is None or not 0 < size <= _LARGEST_TABLE:
+        return None
+    table = np.asarray(parameter.load(), dtype=np.float64)
+    if table.ndim == 4 and table.shape[0] == 1:
+        table = np.moveaxis(table, 1, -1)
+    table = table.reshape(-1, table.shape[-1])
+    if rows is not None:
+        table = table[rows.reshape(-1)]
+    n, second = table.shape[0], float(np.square(table).mean())
+    if n < 2 or second <= 0 or not math.isfinite(second):
+        return None
+    return float((n * float(np.square(table.mean(axis=0)).mean()) / second - 1) / (n - 1))
 
 
 def of_constant(array: Array) -> Signal:
