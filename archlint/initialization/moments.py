@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,19 @@ class Moments:
             return math.nan
         return self.fourths / self.count / self.second_moment**2
 
+    def repeated(self, times: int) -> Moments:
+        """The moments of an array that holds every element so many times."""
+        return replace(
+            self,
+            count=self.count * times,
+            total=self.total * times,
+            squares=self.squares * times,
+            fourths=self.fourths * times,
+            nans=self.nans * times,
+            positive_infinities=self.positive_infinities * times,
+            negative_infinities=self.negative_infinities * times,
+        )
+
     @property
     def largest(self) -> float:
         """max |w|."""
@@ -74,8 +87,14 @@ def moments(array: Array) -> Moments:
 
     A chunk's sums are taken in single precision by pairwise summation (relative error about 1e-7),
     the sums over chunks in double; a chunk whose powers overflow or underflow is summed in double.
-    Nothing of the array's size is allocated.
+    Nothing of the array's size is allocated, and an axis that repeats the same elements (stride 0,
+    as np.broadcast_to makes it) is read once.
     """
+    once = tuple(slice(1) if s == 0 and n > 1 else slice(None)
+                 for s, n in zip(array.strides, array.shape, strict=True))  # fmt: skip
+    held = array[once]
+    if held.size < array.size and held.size:
+        return moments(held).repeated(array.size // held.size)
     order = np.argsort([-abs(n) for n in array.strides], kind="stable")
     laid_out = array.transpose(order)  # as it lies in memory: a transposed view reads in order
     count, total, squares, fourths = 0, 0.0, 0.0, 0.0

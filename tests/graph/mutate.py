@@ -1,6 +1,6 @@
 """Random byte mutations of real files, linted one after another under limits.
 
-    python -m tests.graph.mutate COUNT SEED FILE...
+    python -m tests.graph.mutate FIRST LAST SEED FILE...
 
 Run as a process of its own, since a mutated file may crash the interpreter. A mutation passes
 where the file is linted, or refused with ArchlintError. A line tells each mutation that fails; the
@@ -84,15 +84,15 @@ def mutated(data: Bytes, places: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def main() -> int:
-    count, seed = int(sys.argv[1]), int(sys.argv[2])
-    files = [Path(name) for name in sys.argv[3:]]
+    first, last, seed = map(int, sys.argv[1:4])
+    files = [Path(name) for name in sys.argv[4:]]
     os.environ["ARCHLINT_DEBUG"] = "1"  # a mistake of archlint's own raises
     # The address space holds the libraries and the mapped files too.
     resource.setrlimit(resource.RLIMIT_AS, (3 * BYTES, 3 * BYTES))
     ends: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(count):
+        for i in range(first, last):
             source = files[i % len(files)]
             rng = np.random.default_rng([seed, i])
             whole = np.frombuffer(source.read_bytes(), np.uint8)

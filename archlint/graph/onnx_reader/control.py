@@ -13,7 +13,7 @@ from archlint.graph.builder import GraphBuilder
 from archlint.graph.model import LayerGraph
 from archlint.graph.names import Origin
 from archlint.graph.onnx_reader.reader import Call, Guard, Reader, Scope, pruned
-from archlint.graph.onnx_reader.shapes import Shape, ShapeConflict, Typed
+from archlint.graph.onnx_reader.shapes import Shape, ShapeConflict, Typed, is_well_formed
 
 MOST_UNROLLED = 16  # trips of a loop that are written out
 
@@ -297,6 +297,8 @@ def _guarded(function: Callable[[Reader, onnx.NodeProto, Scope, Guard], None]
     def lower(reader: Reader, node: onnx.NodeProto, scope: Scope, guard: Guard) -> None:
         before = len(reader.builder.nodes)
         try:
+            if not is_well_formed(node, reader.opsets.get("", 1)):
+                raise LookupError("a part is missing")
             function(reader, node, scope, guard)
         except LookupError:
             del reader.builder.nodes[before:]

@@ -22,13 +22,20 @@ from archlint.graph.model import Array, LayerGraph, Mode, Parameter, Value
 from archlint.graph.names import Origin, module_names
 from archlint.graph.onnx_reader.fold import MOST_ELEMENTS, CannotFold, evaluate
 from archlint.graph.onnx_reader.read import ModelFile, Tensor
-from archlint.graph.onnx_reader.shapes import Shape, ShapeConflict, Typed, infer
+from archlint.graph.onnx_reader.shapes import (
+    Shape,
+    ShapeConflict,
+    Typed,
+    infer,
+    is_well_formed,
+)
 from archlint.graph.ops import UNKNOWN
 
 Scope = MutableMapping[str, str]  # ONNX name -> value id
 Guard = tuple[tuple[str, bool], ...]
 
 CONSTANT_ELEMENTS = 1 << 16  # integers up to this many are constants, larger ones parameters
+MOST_SPARSE = 1 << 28  # elements of a sparse tensor, which is read as a dense one
 KNOWN_ELEMENTS = 4096  # known inputs up to this many are shown to shape inference
 MOST_DEPTH = 64  # of nested bodies
 
@@ -316,12 +323,37 @@ class Reader:
             scope[proto.name] = self.add_tensor(proto.name, self.file.tensor(proto, proto.name))
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
-            values = self.file.tensor(sparse.values, name)
-            indices = self.file.tensor(sparse.indices, f"{name} (indices)")
-            scope[name] = self.add_tensor(
-                name, Tensor(tuple(sparse.dims), values.dtype,
-                             partial(_dense, values, indices, tuple(sparse.dims)))
-            )  # fmt: skip
+            if name in seen:
+                raise ArchlintError(
+                    f"{self.file.path}: two initializers are called {name!r}",
+                    "export the model again",
+                )
+            seen.add(name)
+            scope[name] = self.add_tensor(name, self._sparse(sparse, name))
+
+    def _sparse(self, proto: onnx.SparseTensorProto, name: str) -> Tensor:
+        """A sparse tensor, made dense when it is read. Raises ArchlintError."""
+        values = self.file.tensor(proto.values, name)
+        indices = self.file.tensor(proto.indices, f"{name} (indices)")
+        shape = tuple(proto.dims)
+        count = values.shape[0] if len(values.shape) == 1 else -1
+        fits = (
+            all(n >= 0 for n in shape)
+            and math.prod(shape) <= MOST_SPARSE
+            and indices.dtype == "int64"
+            and indices.shape in ((count,), (count, len(shape)))
+        )
+        if fits:
+            where = indices.load()
+            limits = np.array([math.prod(shape)] if where.ndim == 1 else shape)
+            fits = bool(np.all((where >= 0) & (where < limits)))
+        if not fits:
+            raise ArchlintError(
+                f"{self.file.path}: the sparse tensor {name!r} of shape {list(shape)[:8]} has "
+                "positions outside it, or too many elements",
+                "export or download the model again",
+            )
+        return Tensor(shape, values.dtype, partial(_dense, values, indices, shape))
 
     def run(self, graph: onnx.GraphProto, scope: Scope, guard: Guard) -> None:
         """Walk over the nodes of a graph, the outer scope's names in view."""
@@ -410,15 +442,20 @@ class Reader:
 
     def step(self, node: onnx.NodeProto, scope: Scope, guard: Guard) -> None:
         """One node that is no control flow: fold it, or infer its shapes and lower it."""
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        origin = self.origins.get(id(node), Origin())
         attributes = self.attributes(node)
         ins = [scope[name] if name else None for name in node.input]
+        if not is_well_formed(node, self.opsets.get(domain, 1)):
+            Call(self, node, attributes, ins, [(None, None)] * len(node.output), scope, guard,
+                 origin).unknown()  # fmt: skip
+            return
         if self._fold(node, attributes, ins, scope):
             self.folded += 1
             return
-        call = Call(self, node, attributes, ins, [], scope, guard,
-                    self.origins.get(id(node), Origin()))  # fmt: skip
+        call = Call(self, node, attributes, ins, [], scope, guard, origin)
         call.outs = self._infer(node, ins, call)
-        lower = LOWER.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+        lower = LOWER.get((domain, node.op_type))
         before = len(self.builder.nodes)
         if lower is not None:
             try:
@@ -575,10 +612,14 @@ class Reader:
                 scope[output] = self.add_array(output, array)
             return True
 
+        total = max(math.prod(n or 0 for n in shape or ()) for shape, _ in typed)
+
         def compute(arrays: Sequence[Array], which: int) -> Array:
             given = iter(arrays)
-            # A weight computed from a weight may be as large as that one is.
-            most = max(MOST_ELEMENTS, sum(array.size for array in arrays))
+            # A weight computed from a weight may be as large as the memory that one takes.
+            most = max(MOST_ELEMENTS, sum(_stored(array) for array in arrays))
+            if total > most:
+                raise CannotFold("too large")
             inputs = [next(given) if v is not None else None for v in ins]
             return evaluate(node, inputs, attributes, opset, most)[which]
 
@@ -664,6 +705,11 @@ class Reader:
 
         id = self.builder.fresh(name)
         return self.builder.parameter(id, shape, dtype=dtype, load=load)
+
+
+def _stored(array: Array) -> int:
+    """The number of elements in memory: an axis that repeats them counts once."""
+    return math.prod(n for n, step in zip(array.shape, array.strides, strict=True) if step)
 
 
 def _dense(values: Tensor, indices: Tensor, shape: tuple[int, ...]) -> Array:

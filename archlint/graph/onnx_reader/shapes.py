@@ -7,6 +7,8 @@ given the values of small inputs (the target of a reshape, the scales of a resiz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,52 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     return tuple(reversed(result))
 
 
+@cache
+def schema(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
+    """What onnx knows of an operator, None where it knows none of the name."""
+    try:
+        return onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+@cache
+def _form(op_type: str, opset: int, domain: str) -> _Form | None:
+    known = schema(op_type, opset, domain)
+    if known is None:
+        return None
+    return _Form(
+        range(known.min_input, known.max_input + 1),
+        range(known.min_output, known.max_output + 1),
+        {name: int(a.type.value) for name, a in known.attributes.items()},  # type: ignore[attr-defined]
+        frozenset(name for name, a in known.attributes.items() if a.required),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    inputs: range
+    outputs: range
+    types: Mapping[str, int]
+    required: frozenset[str]
+
+
+def is_well_formed(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether a node has the attributes, of the types, and as many inputs and outputs as its
+    operator asks for; True where the operator is not one of onnx's."""
+    form = _form(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
+    if form is None:
+        return True
+    if len(node.input) not in form.inputs or len(node.output) not in form.outputs:
+        return False
+    given = {a.name: a.type for a in node.attribute}
+    # An attribute that the operator's version does not know is nothing that it reads; files before
+    # IR version 2 name no types.
+    return form.required <= given.keys() and all(
+        not type or form.types.get(name, type) == type for name, type in given.items()
+    )
+
+
 def _by_onnx(
     node: onnx.NodeProto,
     inputs: Sequence[Typed | None],
@@ -93,9 +141,8 @@ def _by_onnx(
 ) -> list[Typed]:
     blank: list[Typed] = [(None, None)] * len(node.output)
     domain = "" if node.domain == "ai.onnx" else node.domain
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
-    except onnx.defs.SchemaError:
+    known_op = schema(node.op_type, opsets.get(domain, 1), domain)
+    if known_op is None:
         return blank
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
@@ -108,7 +155,7 @@ def _by_onnx(
             data[name] = numpy_helper.from_array(np.ascontiguousarray(known), name)
     imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
     try:
-        found = shape_inference.infer_node_outputs(schema, node, types, data, None, imports)
+        found = shape_inference.infer_node_outputs(known_op, node, types, data, None, imports)
     except Exception as error:
         if type(error).__name__ == "InferenceError":
             text = str(error).replace("\n", " ").strip()
