@@ -20,8 +20,9 @@ Inputs = Mapping[str, tuple[Shape, str | None]]
 
 # Sizes to try for a free dimension, by what its place in the input makes it. The first that fits
 # every operator is taken; a file says nowhere what it was made for.
-_SAMPLES = (2, 1)
-_LENGTHS = (32, 512, 128, 16000, 16)
+_Kind = tuple[int, int, int, int]  # samples, side, length, middle
+_SAMPLES = (2, 1, 128)
+_LENGTHS = (32, 512, 128, 16000, 16, 80)
 _SIDES = (224, 640, 48, 32)
 
 
@@ -100,27 +101,32 @@ def _bound(file: ModelFile, given: Inputs, mode: Mode) -> LayerGraph:
             )
     conflict: ShapeConflict | None = None
     branches = any(node.op_type == "If" for node in file.proto.graph.node)
-    every = list(_choices(free, given))
-    for alternatives in ((), every) if branches else ((),):
-        for sizes in every:
+    every = list(_choices(free, given, _needed(file.proto, free)))
+    for alternatives in ((), [sizes for _, sizes in every]) if branches else ((),):
+        said: dict[_Kind, str] = {}
+        for kind, sizes in every:
+            if _is_hopeless(kind, said):
+                continue
             try:
                 graph = Reader(file, sizes, mode, alternatives=alternatives).read()
             except ShapeConflict as error:
                 conflict = conflict or error
+                said[kind] = str(error)
                 continue
             notes = (*graph.notes, *_assumed(free, sizes, given))
             if alternatives:
                 notes = (*notes, f"no input size was found that fits both branches ({conflict})")
             return replace(graph, notes=notes)
+    first = every[0][1]
     if given:
         raise ArchlintError(
             f"{file.path}: the input does not fit: {conflict}",
             "give shapes that fit together: --input NAME:2x3x224x224",
         )
-    reader = Reader(file, every[0], mode, strict=False)
+    reader = Reader(file, first, mode, strict=False)
     graph = reader.read()
     remark = f"no input size was found that fits every operator ({conflict}); use --input"
-    return replace(graph, notes=(*graph.notes, *_assumed(free, every[0], given), remark))
+    return replace(graph, notes=(*graph.notes, *_assumed(free, first, given), remark))
 
 
 def _free_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -133,23 +139,72 @@ def _names(info: onnx.ValueInfoProto) -> list[str]:
     return [d.dim_param for d in info.type.tensor_type.shape.dim]
 
 
-def _choices(free: list[onnx.ValueInfoProto], given: Inputs) -> Iterator[dict[str, Typed]]:
+def _choices(
+    free: list[onnx.ValueInfoProto], given: Inputs, needed: Mapping[tuple[str, int], int]
+) -> Iterator[tuple[_Kind, dict[str, Typed]]]:
     """Bindings of every free dimension, likely ones first; equal names get equal sizes."""
     tried: set[tuple[tuple[str, Typed], ...]] = set()
     for samples in _SAMPLES:
         for side in _SIDES:
             for length in _LENGTHS:
                 for middle in (length, samples):
-                    sizes = _binding(free, given, samples, length, side, middle)
+                    sizes = _binding(free, given, needed, samples, length, side, middle)
                     key = tuple(sorted(sizes.items()))
                     if key not in tried:
                         tried.add(key)
-                        yield sizes
+                        yield (samples, side, length, middle), sizes
+
+
+def _is_hopeless(kind: _Kind, said: Mapping[_Kind, str]) -> bool:
+    """Whether one and the same conflict, sizes and all, came for three lengths of such samples and
+    sides, or for three sides of such samples: another length, or side, will not help."""
+    for known in (2, 1):
+        told: dict[int, str] = {}
+        for other, text in said.items():
+            if other[:known] == kind[:known]:
+                told.setdefault(other[known], text)
+        if len(told) >= 3 and len(set(told.values())) == 1:
+            return True
+    return False
+
+
+def _needed(proto: onnx.ModelProto, free: list[onnx.ValueInfoProto]) -> dict[tuple[str, int], int]:
+    """(input, axis) -> the size that a weight which the input meets at once asks for."""
+    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in free}
+    source = {name: name for name in ranks}
+    found: dict[tuple[str, int], int] = {}
+    for node in proto.graph.node:
+        op = node.op_type
+        if op in ("Identity", "Cast", "Dropout", "Relu", "Tanh", "Sigmoid") and node.output:
+            if node.input and node.input[0] in source:
+                source[node.output[0]] = source[node.input[0]]
+            continue
+        met = [(i, source[name]) for i, name in enumerate(node.input) if name in source]
+        if not met or len(node.input) < 2:
+            continue
+        place, name = met[0]
+        weight = shapes.get(node.input[1 - place] if place < 2 else "")
+        rank = ranks[name]
+        if weight is None or not rank:
+            continue
+        if op in ("Add", "Sub", "Mul", "Div"):
+            sizes = {rank - k: n for k, n in enumerate(reversed(weight), 1) if n > 1 and k <= rank}
+        elif op in ("MatMul", "Gemm") and place == 0 and len(weight) == 2:
+            turned = any(a.name == "transB" and a.i for a in node.attribute)
+            sizes = {rank - 1: weight[1 if turned else 0]}
+        elif op == "Conv" and place == 0 and len(weight) == rank > 2:
+            sizes = {1: weight[1] * next((a.i for a in node.attribute if a.name == "group"), 1)}
+        else:
+            continue
+        for axis, n in sizes.items():
+            found.setdefault((name, axis), n)
+    return found
 
 
 def _binding(
-    free: list[onnx.ValueInfoProto], given: Inputs, samples: int, length: int, side: int,
-    middle: int,
+    free: list[onnx.ValueInfoProto], given: Inputs, needed: Mapping[tuple[str, int], int],
+    samples: int, length: int, side: int, middle: int,
 ) -> dict[str, Typed]:  # fmt: skip
     """Every input's shape. ``middle`` is the size of an unnamed second of three dimensions whose
     first is fixed: a length, or the samples of a recurrent state [layers, sample, features]."""
@@ -179,6 +234,7 @@ def _binding(
         for axis, n in enumerate(shape):
             if n is None or (n == 0 and len(shape) > 1):
                 n = named.get(names[axis]) if names[axis] else None
+                n = n or needed.get((info.name, axis))
                 if n is None:
                     state = len(shape) == 3 and axis == 1 and not names[axis] and shape[0]
                     n = middle if state else _guess(
@@ -201,7 +257,9 @@ def _guess(
         return length
     if axis == 0 or "batch" in label:
         return samples
-    if any(word in label for word in ("height", "width")) or (rank == 4 and axis >= 2):
+    channels_last = rank == 4 and shape[1] is None and shape[3] is not None and shape[3] <= 4
+    spatial = rank == 4 and (axis < 3 if channels_last else axis >= 2)
+    if spatial or any(word in label for word in ("height", "width")):
         return side
     if rank == 4 and axis == 1:
         return 3

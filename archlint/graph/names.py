@@ -121,7 +121,7 @@ _LIBRARY = re.compile(r"[/\\](?:site-packages|dist-packages|lib[/\\]python\d[\d.
 def site_from_trace(text: str) -> Site | None:
     """The user's line in a stack trace: the innermost frame outside installed packages,
     or else the innermost frame; None where the text holds no frame."""
-    if ".py" not in text:
+    if not isinstance(text, str) or ".py" not in text:  # protobuf gives bytes for no UTF-8
         return None
     frames = [(file, int(line)) for file, line in _FRAME.findall(text)]
     if not frames:  # written innermost first

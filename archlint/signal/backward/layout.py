@@ -228,7 +228,7 @@ def _placed(
     own = profile.pop(axis, None)
     if size <= LONGEST_PROFILE and share < 1 and places is not None:
         spread = np.zeros(size)
-        np.add.at(spread, np.asarray(places), own if own is not None and own.size == length
+        np.add.at(spread, np.asarray(places, np.intp), own if own is not None and own.size == length
                   else np.ones(length))  # fmt: skip
         profile[axis] = spread / spread.mean() if spread.mean() > 0 else spread
     elif own is not None and share == 1:
