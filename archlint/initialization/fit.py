@@ -727,7 +727,7 @@ def fit_graph(graph: LayerGraph) -> LayerGraph:
         judged[id(part)] = {
             name: _judge(part.parameters[name], use, notes)
             for name, use in _all_uses(part).items()
-            if _readable(part.parameters[name])
+            if _readable(part.parameters[name], use)
         }
     every = [j for found in judged.values() for j in found.values()]
     if not every:
@@ -756,10 +756,12 @@ def _all_uses(graph: LayerGraph) -> dict[str, _Use]:
     return {name: uses.get(name, _Use("other")) for name in graph.parameters}
 
 
-def _readable(parameter: Parameter) -> bool:
-    return parameter.load is not None and (
-        "float" in parameter.dtype or parameter.dtype in ("double", "half")
-    )
+def _readable(parameter: Parameter, use: _Use) -> bool:
+    """Whether there is an array of real numbers: integers are, as a quantised weight or bias."""
+    if parameter.load is None:
+        return False
+    whole = parameter.dtype.startswith(("int", "uint")) and use.kind in ("weight", "bias")
+    return whole or "float" in parameter.dtype or parameter.dtype in ("double", "half")
 
 
 def _judge(parameter: Parameter, use: _Use, notes: list[str]) -> _Judged:
