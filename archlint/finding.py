@@ -62,6 +62,52 @@ class Suggestion:
     values: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+Statistic = Literal[
+    "length", "typical length", "gradient", "typical gradient", "length spread", "gradient spread"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an experiment can measure of a finding, and from where on the finding stands.
+
+    With M the mean square of a value's elements in one sample and G the squared norm of the
+    gradient there, over independent initializations and inputs (theory.md 5.6):
+
+    * ``length``: log10 of E M(end)/E M(start); without ``start`` of E M(end) itself.
+    * ``gradient``: log10 of E G(start)/E G(end): what a small difference is multiplied by.
+    * ``typical length``, ``typical gradient``: the mean of log10 of these ratios.
+    * ``length spread``, ``gradient spread``: the variance of ln of these ratios.
+
+    ``start`` and ``end`` are value ids of the graph, ``predicted`` is the finding's own figure.
+    The finding stands where the statistic lies beyond ``limit``, as seen from zero; where
+    ``below``, where it is smaller than ``limit``.
+    """
+
+    statistic: Statistic
+    end: str
+    start: str | None
+    predicted: float
+    limit: float
+    below: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What an experiment found: the figure with its interval (99 % over all looks at the data), in
+    the units of the claim. ``draws`` were used, ``lost`` of them had no finite value;
+    ``needed`` draws would settle an open question. ``remark`` says why there is no figure.
+    """
+
+    figure: float | None = None
+    low: float | None = None
+    high: float | None = None
+    draws: int = 0
+    lost: int = 0
+    needed: int | None = None
+    remark: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One cause, reported once.
@@ -85,7 +131,9 @@ class Finding:
     evidence: Mapping[str, Scalar] = field(default_factory=dict)
     suggestion: Suggestion | None = None
     sketch: tuple[str, ...] = ()  # what the graph looks like there, one line a layer
+    claim: Claim | None = None  # what the probe measures of it
     verdict: Verdict | None = None
+    measurement: Measurement | None = None
     cause: str = ""  # what findings of several rules have in common
 
 

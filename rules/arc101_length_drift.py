@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from archlint.finding import Finding, NotApplicable, Severity
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import drift_claim
 from archlint.signal.structure import Segment
 from archlint.wording import (
     collapsed,
@@ -151,5 +152,7 @@ class LengthDrift(Rule):
                       "threshold": limits(self.context.optimizer, self.options.decades)[severity],
                       "formula": "sum of log10(Var(w)·fan_in·V(q)/q)"},
             suggestion=initializer_for(layers),
+            claim=drift_claim(segment, drift,
+                              limits(self.context.optimizer, self.options.decades)[severity]),
             sketch=sketch([layer_line(analysis, layer) for layer in layers]),
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
 from archlint.signal.spread import chance_of_loss, median_loss
@@ -151,6 +151,8 @@ class WidthBudgetExceeded(Rule):
             evidence={"beta": beta, "forward": forward, "gradient": backward,
                       "sum_of_inverse_widths": inverse, "chance_of_tenfold_loss":
                       chance_of_loss(beta), "threshold": bounds.get(severity, limit)},
+            claim=Claim("length spread" if forward >= backward else "gradient spread", segment.end,
+                        segment.start, beta, bounds.get(severity, limit)),
             suggestion=Suggestion(
                 f"make the layers about {number(times)} times wider (width {wanted}), or fewer, or "
                 "add residual connections or a layer norm every few layers",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from archlint.finding import Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import growth_claim
 from archlint.signal.structure import Trunk
 from archlint.wording import (
     collapsed,
@@ -143,6 +144,7 @@ class ExplodingResidual(Rule):
         return self.finding(
             severity, message, collapsed(modules), modules=modules, count=len(bare),
             site=site(analysis, bare[0].add), cause=trunk.start,
+            claim=growth_claim(trunk, growth, limits(self.context.optimizer)[severity]),
             evidence={"log10_growth": growth, "blocks": len(bare), "branch_gain": gain,
                       "threshold": limits(self.context.optimizer)[severity],
                       "formula": "sum of log10(1 + η²·g)"},

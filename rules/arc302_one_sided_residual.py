@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from archlint.finding import Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import growth_claim
 from archlint.signal.structure import Trunk
 from archlint.wording import (
     collapsed,
@@ -131,6 +132,7 @@ class OneSidedResidual(Rule):
         return self.finding(
             severity, message, collapsed(modules), modules=modules, count=len(bare),
             site=site(analysis, bare[0].add), cause=trunk.start,
+            claim=growth_claim(trunk, growth, limits(self.context.optimizer)[severity]),
             evidence={"log10_growth": growth, "blocks": len(bare), "sum_of_scales": sum(scales),
                       "sum_of_squared_scales": squares,
                       "threshold": limits(self.context.optimizer)[severity],

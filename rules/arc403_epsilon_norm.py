@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Severity, Suggestion
 from archlint.graph.model import Node
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
@@ -113,6 +114,7 @@ class EpsilonDominatedNorm(Rule):
         modules = paths(item[2] for item in group)
         severity = Severity.ERROR if share < self.options.error else Severity.WARNING
         wanted = variance / 99
+        limit = self.options.error if severity is Severity.ERROR else self.options.warning
         also = f" (and {plural(len(group) - 1, 'more norm')} downstream)" if group[1:] else ""
         return self.finding(
             severity,
@@ -121,13 +123,23 @@ class EpsilonDominatedNorm(Rule):
             collapsed(modules), modules=modules, count=len(group), site=site(analysis, node),
             cause=node.inputs[0] or "",
             evidence={"variance": variance, "eps": eps, "share": share,
-                      "threshold": self.options.error if severity is Severity.ERROR
-                      else self.options.warning, "formula": "v/(v + ε)"},
+                      "threshold": limit, "formula": "v/(v + ε)"},
+            claim=Claim("length", node.output, None, math.log10(share), math.log10(limit), True)
+            if _is_plain(analysis, node) else None,
             suggestion=Suggestion(
                 f"set eps to {wanted:.0e} or less, or make what comes in "
                 f"{number((99 * eps / variance) ** 0.5)} times larger", f"eps={wanted:.0e}",
                 {"eps": wanted}),
         )  # fmt: skip
+
+
+def _is_plain(analysis: Analysis, node: Node) -> bool:
+    """Whether scale and shift leave the normalised elements as they are."""
+    scale, shift = (
+        analysis.signal(v).second_moment if v is not None else None
+        for v in (*node.inputs[1:3], None, None)[:2]
+    )
+    return scale in (None, 1.0) and (shift in (None, 0.0) or node.op == "rms_norm")
 
 
 def _why_not(share: float | None) -> str:

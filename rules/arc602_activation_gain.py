@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from archlint.finding import Finding, NotApplicable, Severity
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import drift_claim
 from archlint.signal.criticality import critical
 from archlint.signal.structure import Layer, Segment
 from archlint.wording import (
@@ -151,6 +152,7 @@ class ActivationGainMismatch(Rule):
             evidence={"ratio": ratio, "weight_gain": layer.weight_gain, "log10_gain": drift,
                       "threshold": self.options.decades,
                       "formula": "fan_in·Var(w)/σ_w² of the activation"},
+            claim=drift_claim(segment, drift, self.options.decades),
             suggestion=initializer_for([layer for layer, _ in wrong]),
             sketch=sketch([layer_line(analysis, layer) for layer in layers]),
         )  # fmt: skip

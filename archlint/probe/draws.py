@@ -1,0 +1,217 @@
+"""Many independent draws of a network's weights at once, straight from their laws.
+
+The random numbers of a draw come from a generator of its own, seeded by the run's seed and the
+draw's number: however draws are grouped, the same seed gives the same networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from archlint.graph.model import Parameter
+from archlint.initialization.distribution import Distribution
+from archlint.probe.execute import as_tensor
+from archlint.probe.ops.frame import torch_dtype
+
+# Families that are drawn as the law says; any other by its first two moments.
+EXACT = frozenset({"normal", "uniform", "truncated_normal", "constant", "zeros", "ones",
+                   "orthogonal", "sparse", "dirac", "eye", "two_point", "laplace"})  # fmt: skip
+_SEEDS = 0x9E3779B97F4A7C15  # odd: distinct draws get distinct seeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a parameter is drawn: what kind of numbers, and where they lie in the draw's row."""
+
+    parameter: Parameter
+    law: Distribution | None
+    kind: str  # "normal", "uniform", or "" for what is not random
+    start: int
+    size: int
+
+
+class Drawer:
+    """Draws parameters. ``remarks`` say what is only approximately what the network would draw."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        seed: int,
+        real: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.seed, self.real, self.device = seed, real, device
+        self.plans: dict[str, Plan] = {}
+        self.sizes = {"normal": 0, "uniform": 0}
+        self.fixed: dict[str, Tensor] = {}
+        rough: list[str] = []
+        estimated = False
+        for name, parameter in parameters.items():
+            law = parameter.law
+            kind = _kind(law)
+            if kind and law is not None:
+                if law.family not in EXACT:
+                    rough.append(name)
+                estimated = estimated or not law.exact
+            elif law is None or law.family in ("unknown", "uninitialised", "deterministic"):
+                if parameter.load is None:
+                    rough.append(name)
+            size = math.prod(parameter.shape) if kind else 0
+            origin = parameters.get(parameter.clone_of or "")
+            if origin is not None and origin.name in self.plans:
+                self.plans[name] = self.plans[origin.name]
+                continue
+            self.plans[name] = Plan(parameter, law, kind, self.sizes.get(kind, 0), size)
+            if kind:
+                self.sizes[kind] += size
+        remarks = []
+        if estimated:
+            remarks.append("the laws of the weights are estimated from the weights themselves")
+        if rough:
+            some = ", ".join(rough[:3]) + (" …" if len(rough) > 3 else "")
+            remarks.append(f"drawn by mean and variance alone, their law being unknown: {some}")
+        self.remarks = tuple(remarks)
+
+    @property
+    def elements(self) -> int:
+        """Random numbers of one draw."""
+        return sum(self.sizes.values())
+
+    def draw(self, first: int, count: int) -> dict[str, Tensor]:
+        """Draws ``first`` … ``first + count − 1``: name -> [count, *shape]; without the first
+        axis where a parameter is the same in every draw."""
+        rows = {
+            kind: torch.empty((count, size), dtype=torch.float32, device=self.device)
+            for kind, size in self.sizes.items()
+            if size
+        }
+        for i in range(count):
+            generator = torch.Generator(self.device)
+            generator.manual_seed((self.seed * 1_000_003 + first + i) * _SEEDS % 2**63)
+            for kind, row in rows.items():
+                if kind == "normal":
+                    row[i].normal_(generator=generator)
+                else:
+                    row[i].uniform_(generator=generator)
+        found: dict[str, Tensor] = {}
+        made: dict[int, Tensor] = {}
+        for name, plan in self.plans.items():
+            if not plan.kind:
+                found[name] = self._constant(name, plan)
+                continue
+            if id(plan) not in made:
+                part = rows[plan.kind][:, plan.start : plan.start + plan.size]
+                made[id(plan)] = self._shaped(plan, part)
+            found[name] = made[id(plan)]
+        return found
+
+    def _constant(self, name: str, plan: Plan) -> Tensor:
+        if name not in self.fixed:
+            self.fixed[name] = _fixed(plan.parameter, plan.law, self.real, self.device)
+        return self.fixed[name]
+
+    def _shaped(self, plan: Plan, numbers: Tensor) -> Tensor:
+        law = plan.law
+        assert law is not None
+        shape = (numbers.shape[0], *plan.parameter.shape)
+        dtype = torch_dtype(plan.parameter.dtype, self.real) or self.real
+        x = numbers.to(dtype)
+        match law.family:
+            case "orthogonal":
+                x = _orthogonal(x.reshape(shape), math.sqrt(law.second_moment))
+            case "uniform":
+                half = math.sqrt(3.0) * law.std
+                x = x.mul_(2 * half).add_(law.mean - half)
+            case "truncated_normal":
+                cut, std = _cut(law.kurtosis)
+                low = NormalDist().cdf(-cut)
+                x = torch.special.ndtri(low + (1 - 2 * low) * x) * (law.std / std) + law.mean
+            case "sparse":  # E w² = (1 − s)σ², kurtosis 3/(1 − s)
+                share = min(3.0 / law.kurtosis, 1.0)
+                x = _sparse(x.reshape(shape), share) * math.sqrt(law.second_moment / share)
+            case "two_point":
+                x = torch.where(x < 0.5, -law.std, law.std) + law.mean
+            case "laplace":
+                centred = x - 0.5
+                size = -torch.log1p(-2 * centred.abs().clamp(max=0.5 - 1e-9)) / math.sqrt(2)
+                x = centred.sign() * size * law.std + law.mean
+            case _:
+                x = x.mul_(law.std) if law.mean == 0.0 else x.mul_(law.std).add_(law.mean)
+        return x.reshape(shape)
+
+
+def _kind(law: Distribution | None) -> str:
+    if law is None or not law.random or law.family in ("unknown", "uninitialised"):
+        return ""
+    if law.family in ("uniform", "truncated_normal", "two_point", "laplace"):
+        return "uniform"
+    return "normal"
+
+
+def _fixed(
+    parameter: Parameter, law: Distribution | None, real: torch.dtype, device: torch.device
+) -> Tensor:
+    """A parameter that every draw has alike."""
+    dtype = torch_dtype(parameter.dtype, real)
+    shape = parameter.shape
+    known = law is not None and law.family in ("constant", "zeros", "ones")
+    if parameter.load is not None and not known:
+        return as_tensor(parameter.load(), dtype, device)
+    if law is not None and law.family == "dirac":
+        weight = torch.zeros(shape, dtype=dtype, device=device)
+        return torch.nn.init.dirac_(weight)
+    if law is not None and law.family == "eye" and len(shape) == 2:
+        return torch.eye(*shape, dtype=dtype, device=device)
+    value = law.mean if law is not None else 0.0
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
+def _orthogonal(x: Tensor, std: float) -> Tensor:
+    """Matrices with orthonormal rows or columns, Haar distributed, scaled to an element's
+    standard deviation: [draw, rows, *rest] from normal numbers (Mezzadri 2007)."""
+    matrix = x.flatten(2)
+    rows, columns = matrix.shape[1:]
+    wide = rows < columns
+    q, r = torch.linalg.qr(matrix.transpose(1, 2) if wide else matrix)
+    q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None, :]
+    q = q.transpose(1, 2) if wide else q
+    return (q * (std * math.sqrt(max(rows, columns)))).reshape(x.shape)
+
+
+def _sparse(x: Tensor, share: float) -> Tensor:
+    """Normal numbers of which a share stays in every column, the rest zero (torch's ``sparse_``):
+    which ones is told by the numbers' own order, that of their fractional parts."""
+    rows = x.shape[1]
+    zeros = rows - round(share * rows)
+    order = (x.abs() * 4096.0).frac().argsort(1).argsort(1)
+    return torch.where(order < zeros, torch.zeros_like(x), x)
+
+
+@lru_cache(maxsize=64)
+def _cut(kurtosis: float) -> tuple[float, float]:
+    """Where a normal law of this kurtosis is cut (±, in its own σ), and its σ after the cut."""
+    low, high = 0.05, 12.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _moments(middle)[1] < kurtosis:
+            low = middle
+        else:
+            high = middle
+    return low, math.sqrt(_moments(low)[0])
+
+
+def _moments(cut: float) -> tuple[float, float]:
+    """Variance and kurtosis of N(0, 1) cut to ±cut."""
+    normal = NormalDist()
+    mass = 2 * normal.cdf(cut) - 1
+    edge = 2 * cut * normal.pdf(cut) / mass
+    second = 1 - edge
+    fourth = 3 * second - edge * cut * cut
+    return second, fourth / second**2

@@ -1,0 +1,262 @@
+"""Many draws of one network, evaluated together, and what claims need of them.
+
+Weights are drawn on the device from their laws and evaluated by ``torch.func.vmap`` in chunks that
+fit the memory; of each draw only a few numbers are kept. The gradient at a value is that of a zero
+added to it, for a random direction at the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from archlint.finding import Claim
+from archlint.probe.draws import Drawer
+from archlint.probe.execute import DATA_SIZED, Program
+from archlint.probe.feed import Feed
+from archlint.probe.ops.frame import CannotExecute
+from archlint.signal.analysis import Analysis
+
+Floats = npt.NDArray[np.float64]
+RANDOM = frozenset({"random_normal", "random_uniform", "bernoulli"})
+
+
+class OutOfMemory(Exception):
+    """One draw alone does not fit into the memory."""
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether torch ran out of memory, on whatever device."""
+    text = str(problem).lower()
+    return isinstance(problem, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(problem, RuntimeError)
+        and ("can't allocate memory" in text or "not enough memory" in text)
+    )
+
+
+@dataclass
+class Ensemble:
+    """Draws of a network. ``claims`` say what is measured; :meth:`extend` adds draws.
+
+    ``memory`` bounds the bytes that a chunk of draws may take. ``remarks`` are for the report.
+    """
+
+    analysis: Analysis
+    claims: Sequence[Claim]
+    drawer: Drawer
+    feed: Feed
+    real: torch.dtype
+    device: torch.device
+    memory: float
+    most: int = 256  # draws of a chunk: more win no time and cost memory
+    together: bool = True  # by vmap; else one draw after the other
+    done: int = 0
+    remarks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        graph = self.analysis.graph
+        self.values = sorted({v for c in self.claims for v in (c.start, c.end) if v is not None})
+        self.program = Program(graph, self.real, self.device, frozenset(self.values))
+        self.outputs = [o for o in graph.outputs if "float" in (graph.values[o].dtype or "")]
+        self.backward = any("gradient" in c.statistic for c in self.claims)
+        self.samples = _samples(self.analysis)
+        self.found: list[list[Floats]] = [[] for _ in self.claims]
+        self.no_path: set[str] = set()
+        self.chunk = self._first_chunk()
+        ops = {node.op for node in graph.walk()}
+        if ops & DATA_SIZED:
+            self.together = False
+            names = ", ".join(sorted(ops & DATA_SIZED))
+            self.remarks.append(f"drawn one by one: the sizes in {names} depend on the data")
+        if count := sum(node.op in RANDOM for node in graph.walk()):
+            self.remarks.append(
+                f"forward draws random numbers itself ({count} times): they are part of each draw"
+            )
+        self.remarks += self.drawer.remarks
+
+    # ------------------------------------------------------------------ memory
+
+    def _first_chunk(self) -> int:
+        """As many draws as fit: their weights, and the values that live at the same time."""
+        size = self.real.itemsize
+        weights = self.drawer.elements * (4 + 2 * size)
+        return max(1, min(self.most, int(self.memory / (weights + self._bytes() + 1))))
+
+    def _bytes(self) -> float:
+        """Bytes of the values of one draw: all of them where a backward pass needs them, else
+        the most that live at once."""
+        graph, size = self.analysis.graph, self.real.itemsize
+        counts = {id: value.size or 0 for id, value in graph.values.items()
+                  if value.parameter is None and value.constant is None}  # fmt: skip
+        if self.backward:
+            return 2.0 * size * sum(counts.values())
+        live = peak = sum(counts[id] for id in graph.inputs)
+        for step in self.program.steps:
+            live += sum(counts.get(out, 0) for out in step.outputs)
+            peak = max(peak, live)
+            live -= sum(counts.get(value, 0) for value in step.free)
+        return 2.0 * size * peak
+
+    # ------------------------------------------------------------------ running
+
+    def extend(self, until: int) -> None:
+        """Draw until there are ``until`` draws. Raises OutOfMemory, CannotExecute."""
+        while self.done < until:
+            count = min(self.chunk, until - self.done)
+            try:
+                self._take(self.done, count)
+            except CannotExecute:
+                raise
+            except (RuntimeError, MemoryError, ValueError) as problem:
+                if is_out_of_memory(problem):
+                    if self.chunk == 1:
+                        raise OutOfMemory(str(problem)) from problem
+                    self.chunk = max(1, count // 2)
+                    continue
+                if not self.together or isinstance(problem, torch.OutOfMemoryError):
+                    raise
+                self.together = False
+                text = " ".join(str(problem).split())[:100]
+                self.remarks.append(f"drawn one by one, since vmap does not take it: {text}")
+                continue
+            self.done += count
+
+    def _take(self, first: int, count: int) -> None:
+        drawn = self.drawer.draw(first, count)
+        inputs = self.feed.draw(first, count)
+        fixed = {k: p for k, p in drawn.items() if not self.drawer.plans[k].kind}
+        varied = {k: p for k, p in drawn.items() if k not in fixed}
+        zeros = self._zeros(count)
+        values = self.values
+
+        def one(
+            varied: Mapping[str, Tensor], inputs: Mapping[str, Tensor], zeros: Mapping[str, Tensor]
+        ) -> tuple[list[Tensor], list[Tensor]]:
+            def watch(id: str, x: Tensor) -> Tensor:
+                return x + zeros[id] if id in zeros else x
+
+            found = self.program.run({**fixed, **varied}, inputs, watch if zeros else None)
+            return [found[v] for v in values], [found[o] for o in self.outputs if zeros]
+
+        with torch.set_grad_enabled(self.backward):
+            if self.together:
+                seen, outputs = torch.func.vmap(one, randomness="different")(varied, inputs, zeros)
+            else:
+                rows = [
+                    one(*({k: t[i] for k, t in part.items()} for part in (varied, inputs, zeros)))
+                    for i in range(count)
+                ]
+                seen = [torch.stack(c) for c in zip(*(r[0] for r in rows), strict=True)]
+                outputs = [torch.stack(c) for c in zip(*(r[1] for r in rows), strict=True)]
+            lengths = {v: self._lengths(v, x.detach()) for v, x in zip(values, seen, strict=True)}
+            slopes = self._slopes(first, outputs, zeros) if self.backward else {}
+        for claim, parts in zip(self.claims, self.found, strict=True):
+            parts.append(self._ratio(claim, lengths, slopes))
+
+    def _zeros(self, count: int) -> dict[str, Tensor]:
+        if not self.backward:
+            return {}
+        wanted = {v for c in self.claims if "gradient" in c.statistic for v in (c.start, c.end)}
+        graph = self.analysis.graph
+        return {
+            v: torch.zeros((count, *(n or 1 for n in graph.shape(v) or ())), dtype=self.real,
+                           device=self.device, requires_grad=True)
+            for v in sorted(v for v in wanted if v is not None)
+        }  # fmt: skip
+
+    def _slopes(
+        self, first: int, outputs: Sequence[Tensor], zeros: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """ln of the squared norm of the gradient at each value: [draw, sample]."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed((self.drawer.seed * 7_919 + first) % 2**63)
+        total: Tensor | None = None
+        for y in outputs:
+            if not y.requires_grad:
+                continue
+            direction = torch.empty(y.shape, dtype=torch.float32, device=self.device)
+            part = (y * direction.normal_(generator=generator).to(y.dtype)).sum()
+            total = part if total is None else total + part
+        if total is None:
+            self.no_path.update(zeros)
+            return {}
+        names = list(zeros)
+        gradients = torch.autograd.grad(total, [zeros[v] for v in names], allow_unused=True)
+        found = {}
+        for v, g in zip(names, gradients, strict=True):
+            if g is None:
+                self.no_path.add(v)
+            else:
+                found[v] = self._by_sample(v, g).square().sum(-1).log()
+        return found
+
+    def _lengths(self, value: str, x: Tensor) -> Tensor:
+        """ln of the mean square in each sample: [draw, sample]."""
+        return self._by_sample(value, x).square().mean(-1).log()
+
+    def _by_sample(self, value: str, x: Tensor) -> Tensor:
+        """[draw, sample, elements]: one sample where they cannot be told apart."""
+        roles = self.analysis.signal(value).roles
+        axis = roles.index("sample") + 1 if "sample" in roles else 0
+        if axis and x.shape[axis] % self.samples == 0:
+            x = x.movedim(axis, 1)
+            return x.reshape(x.shape[0], self.samples, -1)
+        return x.reshape(x.shape[0], 1, -1)
+
+    def _ratio(
+        self, claim: Claim, lengths: Mapping[str, Tensor], slopes: Mapping[str, Tensor]
+    ) -> Floats:
+        """ln of the ratio that a claim is about, [draw, sample]; nan where there is none."""
+        table = slopes if "gradient" in claim.statistic else lengths
+        end = table.get(claim.end)
+        start = table.get(claim.start) if claim.start is not None else None
+        if end is None or (claim.start is not None and start is None):
+            return np.full((next(iter(lengths.values())).shape[0], 1), np.nan)
+        x = end if start is None else start - end if table is slopes else end - start
+        found: Floats = x.double().cpu().numpy()
+        return found
+
+    def ratios(self, claim: int) -> tuple[Floats, int]:
+        """The draws of a claim with finite values, and how many had none."""
+        x = np.concatenate(self.found[claim]) if self.found[claim] else np.empty((0, 1))
+        finite = np.isfinite(x).all(1)
+        return x[finite], int((~finite).sum())
+
+
+def _samples(analysis: Analysis) -> int:
+    """How many samples a batch of the graph holds."""
+    for id in analysis.graph.inputs:
+        shape = analysis.graph.shape(id)
+        if shape and shape[0]:
+            return shape[0]
+    return 1
+
+
+def couples_samples(ops: Iterable[str]) -> bool:
+    """Whether what becomes of one sample depends on the others."""
+    return "batch_norm" in set(ops)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import os
+
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return 4.0 * 2**30

@@ -1,0 +1,179 @@
+"""What goes into a network under test: normal numbers, token ids, or rows of the user's data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archlint.errors import ArchlintError
+from archlint.graph.model import LayerGraph, Node
+from archlint.graph.ops import OPS
+from archlint.probe.ops.frame import torch_dtype
+
+_MOST_ROWS = 4096  # of a loader: batches are drawn from these
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Draws the inputs of a graph. ``rows`` holds the user's data by input, first axis the rows."""
+
+    graph: LayerGraph
+    seed: int
+    real: torch.dtype
+    device: torch.device
+    rows: Mapping[str, Tensor]
+
+    def draw(self, first: int, count: int) -> dict[str, Tensor]:
+        """The inputs of draws ``first`` … ``first + count − 1``: value id -> [count, *shape]."""
+        found: dict[str, list[Tensor]] = {id: [] for id in self.graph.inputs}
+        for i in range(first, first + count):
+            generator = torch.Generator(self.device)
+            generator.manual_seed((self.seed * 1_000_003 + i) * 0xD1342543DE82EF95 % 2**63)
+            for id, parts in found.items():
+                parts.append(self._one(id, generator))
+        return {id: torch.stack(parts) for id, parts in found.items()}
+
+    def _one(self, id: str, generator: torch.Generator) -> Tensor:
+        value = self.graph.values[id]
+        shape = [n or 1 for n in value.shape or ()]
+        dtype = torch_dtype(value.dtype, self.real) or self.real
+        if id in self.rows:
+            rows = self.rows[id]
+            chosen = torch.randint(rows.shape[0], (shape[0],), generator=generator,
+                                   device=self.device)  # fmt: skip
+            return rows[chosen].to(dtype)
+        if dtype.is_floating_point:
+            x = torch.empty(shape, dtype=torch.float32, device=self.device)
+            return x.normal_(generator=generator).to(dtype)
+        bound = rows_read(self.graph, id)
+        if bound is None or dtype == torch.bool:
+            return torch.ones(shape, dtype=dtype, device=self.device)
+        return torch.randint(bound, shape, generator=generator, device=self.device).to(dtype)
+
+
+def rows_read(graph: LayerGraph, value: str) -> int | None:
+    """How many rows the smallest table has that an integer value is an index of, else None."""
+    found: list[int] = []
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        for node in graph.consumers.get(current, ()):
+            size = _table(graph, node, current)
+            if size is not None:
+                found.append(size)
+            elif node.op in OPS and OPS[node.op].kind == "layout":
+                pending += [out for out in node.outputs if out not in seen]
+                seen.update(node.outputs)
+    return min(found, default=None)
+
+
+def _table(graph: LayerGraph, node: Node, value: str) -> int | None:
+    if node.op in ("embedding", "embedding_bag") and node.inputs[0] == value:
+        shape = graph.shape(node.inputs[1])
+        return shape[0] if shape else None
+    if node.op == "gather" and node.inputs[1] == value:
+        shape, axis = graph.shape(node.inputs[0]), node.attributes["axis"]
+        return shape[axis] if shape and isinstance(axis, int) else None
+    return None
+
+
+# --------------------------------------------------------------------------- the user's data
+
+
+def read_data(
+    source: str, graph: LayerGraph, real: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Rows for the first input of a graph from ``FILE.npy`` or an importable loader
+    ``package.module:loader``. Raises ArchlintError for what does not fit."""
+    array = _array(source)
+    if not graph.inputs:
+        raise ArchlintError("--data is given, and the model has no input", "leave it out")
+    id = graph.inputs[0]
+    value = graph.values[id]
+    wanted = tuple(value.shape or ())
+    if array.ndim == 0 or len(array) == 0:
+        raise ArchlintError(f"{source} holds no rows", "its first axis counts the samples")
+    fits = len(wanted) == array.ndim and all(
+        n in (None, m) for n, m in zip(wanted[1:], array.shape[1:], strict=True)
+    )
+    if not fits:
+        sizes = "x".join(str(n) for n in array.shape[1:]) or "single numbers"
+        expected = "x".join("?" if n is None else str(n) for n in wanted[1:]) or "single numbers"
+        raise ArchlintError(
+            f"{source}: its samples are {sizes}, the input {id} takes {expected}",
+            f"save an array of [samples, {expected.replace('x', ', ')}], or give --input",
+        )
+    floating = "float" in (value.dtype or "")
+    if floating:
+        if array.dtype.kind not in "fiub":
+            raise ArchlintError(f"{source} holds {array.dtype}, not numbers", "save floats")
+        bad = int((~np.isfinite(array.astype(np.float64))).sum())
+        if bad:
+            raise ArchlintError(
+                f"{source} holds {bad} elements that are NaN or infinite", "clean the data first"
+            )
+    elif array.dtype.kind not in "iub":
+        raise ArchlintError(
+            f"{source} holds {array.dtype}, the input {id} takes {value.dtype}", "save integers"
+        )
+    else:
+        bound = rows_read(graph, id)
+        if bound is not None and (array.min() < 0 or array.max() >= bound):
+            raise ArchlintError(
+                f"{source} holds ids from {array.min()} to {array.max()}, the table has {bound} "
+                "rows", "use the model's own tokenizer")  # fmt: skip
+    dtype = torch_dtype(value.dtype, real)
+    return {id: torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=dtype)}
+
+
+def _array(source: str) -> Any:
+    path = Path(source)
+    if path.suffix == ".npy" or path.exists():
+        try:
+            return np.load(path, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise ArchlintError(f"{source} does not exist", "check --data") from error
+        except (OSError, ValueError, EOFError) as error:
+            text = " ".join(str(error).split())[:120]
+            raise ArchlintError(
+                f"{source} is no array of numbers: {text}", "save one with numpy.save"
+            ) from error
+    module, _, name = source.partition(":")
+    if not name:
+        raise ArchlintError(
+            f"--data {source!r} is neither a .npy file nor a loader",
+            "give FILE.npy or package.module:loader",
+        )
+    try:
+        loader = getattr(importlib.import_module(module), name)
+        batches = list(_batches(loader() if callable(loader) else loader))
+    except ArchlintError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ArchlintError(
+            f"{source} cannot be read: {type(error).__name__}: {error}", "check the loader"
+        ) from error
+    if not batches:
+        raise ArchlintError(f"{source} gives no batch", "check the loader")
+    return np.concatenate(batches)[:_MOST_ROWS]
+
+
+def _batches(loader: Any) -> Iterator[Any]:
+    """The first tensor of each batch, until there are rows enough."""
+    rows = 0
+    for batch in loader:
+        first = batch
+        while isinstance(first, list | tuple | dict):
+            first = next(iter(first.values() if isinstance(first, dict) else first))
+        array = first.detach().cpu().numpy() if isinstance(first, Tensor) else np.asarray(first)
+        yield array
+        rows += len(array)
+        if rows >= _MOST_ROWS:
+            return

@@ -1,0 +1,174 @@
+"""Verdicts by sequential testing: looks at growing numbers of draws, none too often.
+
+A claim is judged when 32, 64, 128 … draws are in. Look k spends α/(k(k+1)) of α = 1 %, which sums
+to α over any number of looks, so that the chance of ever giving a false verdict stays below α. An
+interval that lies wholly beyond the limit confirms, one wholly within it refutes.
+
+Everything is estimated in log space (theory.md 5.6): averages of M itself miss the few large draws
+that make its mean. With x = ln of a ratio, ln E e^x is its mean plus half its variance plus a sixth
+of its third cumulant; the intervals of the three are joined (MOVER: Zou & Donner 2008), so that the
+long upper tail of a variance stays one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from archlint.finding import Claim, Measurement, Verdict
+
+ALPHA = 0.01
+FIRST_LOOK = 32
+_DECADE = math.log(10)
+Floats = npt.NDArray[np.float64]
+
+
+def looks(most: int) -> list[int]:
+    """The numbers of draws at which claims are judged, the last one ``most``."""
+    found = []
+    n = FIRST_LOOK
+    while n < most:
+        found.append(n)
+        n *= 2
+    return [*found, most]
+
+
+def spent(look: int) -> float:
+    """The part of α that look 1, 2, … spends."""
+    return ALPHA / (look * (look + 1))
+
+
+def quantile(level: float, freedom: int) -> float:
+    """The two-sided quantile of Student's t at 1 − level: the normal one with the first three terms
+    of its expansion in 1/freedom (Abramowitz & Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(1 - level / 2)
+    n = freedom
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval, and how far the interval reaches for one draw: half-width·√n."""
+
+    figure: float
+    low: float
+    high: float
+    scatter: float
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same of a multiple."""
+        return Estimate(*(factor * v for v in (self.figure, self.low, self.high, self.scatter)))
+
+
+def log_mean(x: Floats, level: float) -> Estimate:
+    """ln E e^x of draws x, each the mean over the samples (columns) of one draw (rows)."""
+    n = x.shape[0]
+    d = x - x.mean(0)
+    second = (d**2).sum(0) / (n - 1)
+    third = (d**3).sum(0) * n / ((n - 1) * (n - 2))
+    skewed = ((d**3 - 3 * second * d) / 6).mean(1)
+    parts = [mean(x, level), log_variance(x, level).scaled(0.5),
+             _interval(float(third.mean()) / 6, skewed, level)]  # fmt: skip
+    figure = sum(part.figure for part in parts)
+    low = figure - math.sqrt(sum((part.figure - part.low) ** 2 for part in parts))
+    high = figure + math.sqrt(sum((part.high - part.figure) ** 2 for part in parts))
+    return Estimate(figure, low, high, max(high - figure, figure - low) * math.sqrt(n))
+
+
+def mean(x: Floats, level: float) -> Estimate:
+    """E x: what a typical draw has."""
+    each = x.mean(1)
+    return _interval(float(each.mean()), each, level)
+
+
+def log_variance(x: Floats, level: float) -> Estimate:
+    """Var x between draws, its interval by the logarithm, whose law is closer to normal."""
+    n = x.shape[0]
+    squares = ((x - x.mean(0)) ** 2).mean(1) * n / (n - 1)
+    figure = float(squares.mean())
+    if figure <= 0.0:
+        return Estimate(0.0, 0.0, 0.0, 0.0)
+    # At least the scatter of a normal x: a sample that happens to be flat tells no less.
+    relative = max(float(squares.std(ddof=1)) / figure, math.sqrt(2 / x.shape[1]))
+    half = quantile(level, n - 1) * relative / math.sqrt(n)
+    return Estimate(figure, figure * math.exp(-half), figure * math.exp(half),
+                    figure * half * math.sqrt(n))  # fmt: skip
+
+
+def _interval(figure: float, influence: Floats, level: float) -> Estimate:
+    """An interval from the influence of each draw. Where that is skew, the end on the long side
+    moves outwards (Johnson 1978): a sample too small has not seen the long tail yet."""
+    n = len(influence)
+    sd = float(influence.std(ddof=1))
+    t = quantile(level, n - 1)
+    half = t * sd / math.sqrt(n)
+    skew = float(((influence - influence.mean()) ** 3).mean()) / sd**3 if sd > 0 else 0.0
+    shift = sd * skew / (6 * n) * (1 + 2 * t * t)
+    low, high = figure - half + min(shift, 0.0), figure + half + max(shift, 0.0)
+    return Estimate(figure, low, high, max(high - figure, figure - low) * math.sqrt(n))
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A claim after a look: no verdict while it is open."""
+
+    verdict: Verdict
+    measurement: Measurement
+
+    @property
+    def open(self) -> bool:
+        """Whether more draws may decide it."""
+        return self.verdict == "inconclusive"
+
+
+def judge(claim: Claim, x: Floats, look: int, lost: int = 0) -> Judged:
+    """A claim by its draws: x = ln of the ratio that the claim is about, [draws, samples].
+
+    ``lost`` draws had no finite value and are no part of x.
+    """
+    n = x.shape[0]
+    if n < 8:
+        why = f"in {lost} of {n + lost} draws it is zero or not finite"
+        return Judged("inconclusive", Measurement(None, None, None, n, lost, None, why))
+    level = spent(look)
+    if "spread" in claim.statistic:
+        found, unit = log_variance(x, level), 1.0
+    elif "typical" in claim.statistic:
+        found, unit = mean(x, level), _DECADE
+    else:
+        found, unit = log_mean(x, level), _DECADE
+    figure, low, high = found.figure / unit, found.low / unit, found.high / unit
+    stands, falls = _compare(claim, low, high)
+    verdict: Verdict = "confirmed" if stands else "refuted" if falls else "inconclusive"
+    needed = None
+    if verdict == "inconclusive":
+        distance = min(abs(figure - limit) for limit in _limits(claim))
+        scatter = found.scatter / unit
+        needed = math.ceil((scatter / distance) ** 2) if distance > 0 else None
+        if needed is not None and needed <= n:
+            needed = n + 1
+    return Judged(verdict, Measurement(figure, low, high, n, lost, needed))
+
+
+def _limits(claim: Claim) -> Sequence[float]:
+    if claim.below or "spread" in claim.statistic:
+        return (claim.limit,)
+    return (math.copysign(claim.limit, claim.predicted),)
+
+
+def _compare(claim: Claim, low: float, high: float) -> tuple[bool, bool]:
+    """Whether an interval lies wholly beyond the limit, and wholly within it."""
+    if claim.below:
+        return high < claim.limit, low > claim.limit
+    if "spread" in claim.statistic:
+        return low > claim.limit, high < claim.limit
+    limit = math.copysign(claim.limit, claim.predicted)
+    return (low > limit, high < limit) if limit > 0 else (high < limit, low > limit)
