@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from archlint.errors import ArchlintError
     from archlint.finding import Finding
     from archlint.linter import Report, check
+    from archlint.probe import probe
     from archlint.profiling import Profile, profile
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "Report",
     "__version__",
     "check",
+    "probe",
     "profile",
 ]
 
@@ -30,6 +32,7 @@ _HOMES = {
     "Profile": "profiling",
     "Report": "linter",
     "check": "linter",
+    "probe": "probe",
     "profile": "profiling",
 }
 
@@ -40,4 +43,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'archlint' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"archlint.{_HOMES[name]}"), name)
+    found = import_module(f"archlint.{_HOMES[name]}")
+    return found if name == "probe" else getattr(found, name)  # the package is its function

@@ -14,6 +14,7 @@ import click
 
 from archlint import __version__
 from archlint.errors import ArchlintError
+from archlint.probe.options import options_of, probe_options
 from archlint.terminal import clear_progress, complain, console, progress, put, warn
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--statistics", is_flag=True, help="Print how often each rule fired.")
 @click.option("--explain-silence", is_flag=True, help="Say why rules found nothing to report.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but findings and errors.")
+@click.option("--probe", "probed", is_flag=True,
+              help="Draw the network many times and give every finding a verdict.")  # fmt: skip
+@probe_options
 def check(
     targets: tuple[str, ...],
     select: tuple[str, ...],
@@ -97,6 +101,8 @@ def check(
     explain_silence: bool,
     config_file: str | None,
     quiet: bool,
+    probed: bool,
+    probing: dict[str, Any],
 ) -> None:
     """Lint models.
 
@@ -117,6 +123,8 @@ def check(
     from archlint.target import expand, parse_inputs, parse_kwargs
     from archlint.user_code import stdout_as_stderr
 
+    if probing and not probed:
+        raise ArchlintError(f"--{next(iter(probing))} is for the probe", "add --probe")
     config = _config(config_file, select=_codes(select), ignore=_codes(ignore), fail_on=fail_on,
                      optimizer=optimizer, mode=mode, timeout=timeout)  # fmt: skip
     wanted = expand(targets or config.targets)
@@ -129,6 +137,7 @@ def check(
         report = lint_targets(
             wanted, parse_inputs(inputs), config, progress(len(wanted), quiet),
             parse_kwargs(kwargs) if kwargs is not None else None,
+            options_of(probing, quiet) if probed else None,
         )  # fmt: skip
         clear_progress()
         for error in report.errors:
@@ -184,6 +193,19 @@ def _rendered(
     with screen.capture() as capture:
         full.write(report, screen, explain_silence)
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+@cli.command(
+    "probe",
+    params=[option for option in check.params if option.name != "probed"],
+    help="Lint models and give every finding a verdict: what `archlint check --probe` does.\n\n"
+    "Draws the network many times, on a GPU where there is one, measures what each finding "
+    "predicts, and stops when all are confirmed or refuted at 99 %.",
+)
+@click.pass_context
+def probe_command(context: click.Context, /, **given: Any) -> None:
+    """``check`` with ``--probe``."""
+    context.invoke(check, probed=True, **given)
 
 
 @cli.command()

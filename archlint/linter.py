@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from archlint.target import Configured, Target, resolve
 
 if TYPE_CHECKING:
     from archlint.graph.model import LayerGraph, Mode
+    from archlint.probe.options import ProbeOptions
     from archlint.signal.analysis import Analysis
 
 
@@ -36,6 +37,8 @@ class TargetReport:
     notes: tuple[str, ...] = ()
     silences: tuple[Silence, ...] = ()
     error: ArchlintError | None = None
+    probe_remarks: tuple[str, ...] = ()
+    interrupted: bool = False  # the probe, by the user: what is decided is there
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,17 @@ class Report:
         return tuple(target.error for target in self.targets if target.error is not None)
 
     def exit_code(self, fail_on: str = "error") -> int:
-        """0 clean, 1 findings at or above ``fail_on``, 2 a target that could not be linted."""
+        """0 clean, 1 findings at or above ``fail_on`` that no experiment refuted, 2 a target that
+        could not be linted, 130 a probe that was interrupted."""
+        if any(target.interrupted for target in self.targets):
+            return 130
         if self.errors:
             return 2
         if fail_on == "never":
             return 0
         least = Severity[fail_on.upper()]
-        return int(any(finding.severity >= least for finding in self.findings))
+        return int(any(finding.severity >= least and finding.verdict != "refuted"
+                       for finding in self.findings))  # fmt: skip
 
     def __str__(self) -> str:
         from archlint.report.concise import render
@@ -183,13 +190,15 @@ def check(
     config: Config | None = None,
     progress: Callable[[str], None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    probe: ProbeOptions | None = None,
 ) -> Report:
     """Lint one target or several (a list).
 
     A target is a string as on the command line, a path, an ``nn.Module``, an exported program, or
     a callable that builds the model. ``inputs`` maps an input's name to a shape, to (shape, type)
     or to a tensor; ``kwargs`` are handed to what a string names; ``progress`` is told of each
-    target before it is read. Raises ArchlintError for a bad configuration; a target that cannot be
+    target before it is read; ``probe`` asks for an experiment on every finding.
+    Raises ArchlintError for a bad configuration; a target that cannot be
     read is reported in its place.
     """
     config = config or Config()
@@ -207,7 +216,10 @@ def check(
             reports.append(TargetReport(name or type(one).__name__, error=error))
             continue
         remarks += remark
-        reports += [_check_one(model, config, rules, suppressions) for model in models]
+        for model in models:
+            reports.append(_check_one(model, config, rules, suppressions, probe))
+            if reports[-1].interrupted:
+                return Report(tuple(reports), tuple(remarks))
     return Report(tuple(reports), tuple(remarks))
 
 
@@ -233,11 +245,15 @@ def one_model(target: Target, timeout: float | None) -> Target:
 
 
 def _check_one(
-    target: Target, config: Config, rules: Sequence[Rule], suppressions: Suppressions
+    target: Target,
+    config: Config,
+    rules: Sequence[Rule],
+    suppressions: Suppressions,
+    probe: ProbeOptions | None = None,
 ) -> TargetReport:
     """Lint one target; whatever goes wrong stays with it, so that the others are linted."""
     try:
-        return _linted(target, config, rules, suppressions)
+        return _linted(target, config, rules, suppressions, probe)
     except ArchlintError as error:
         return TargetReport(target.name, error=error)
     except Exception as error:  # a mistake of archlint's own
@@ -250,20 +266,56 @@ def _check_one(
 
 
 def _linted(
-    target: Target, config: Config, rules: Sequence[Rule], suppressions: Suppressions
+    target: Target,
+    config: Config,
+    rules: Sequence[Rule],
+    suppressions: Suppressions,
+    probe: ProbeOptions | None = None,
 ) -> TargetReport:
     graph = load(target, config.mode, config.timeout)
+    if probe is not None:
+        graph = _with_a_batch(target, graph, config)
     from archlint.signal.analysis import analyse
 
     analysis = analyse(graph)
     findings, silences = lint(analysis, rules)
     findings, suppressed = suppressions.apply(target.name, findings)
     coverage = analysis.coverage
-    return TargetReport(
+    report = TargetReport(
         target.name, findings, shown_inputs(graph), graph.mode, graph.weights,
         graph.weights_evidence, coverage.nodes, coverage.modelled, coverage.unmodelled, graph.notes,
         (*silences, *suppressed),
     )  # fmt: skip
+    if probe is None:
+        return report
+    from archlint.python_target import require_torch
+
+    require_torch(f"{target.name}: --probe computes with PyTorch; the model")
+    from archlint.probe.experiment import run
+
+    outcome = run(analysis, findings, probe)
+    return replace(report, findings=outcome.findings, probe_remarks=outcome.remarks,
+                   interrupted=outcome.interrupted)  # fmt: skip
+
+
+_BATCH = 32  # samples that a norm over the batch is probed with
+
+
+def _with_a_batch(target: Target, graph: LayerGraph, config: Config) -> LayerGraph:
+    """The graph with enough samples where a norm mixes them; as it is where it takes no more."""
+    if target.inputs or not any(
+        node.op == "batch_norm" and node.attributes.get("training", True) for node in graph.walk()
+    ):
+        return graph
+    values = [graph.values[id] for id in graph.inputs]
+    if not all(v.shape and v.shape[0] and v.shape[0] < _BATCH for v in values):
+        return graph
+    alone = len(values) == 1 and not target.is_onnx  # torch renames some inputs
+    larger = {"" if alone else v.id: ((_BATCH, *(v.shape or ())[1:]), v.dtype) for v in values}
+    try:
+        return load(replace(target, inputs=larger), config.mode, config.timeout)
+    except ArchlintError:
+        return graph
 
 
 def shown_inputs(graph: LayerGraph) -> dict[str, str]:

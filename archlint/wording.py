@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from archlint.finding import Severity, Site, Suggestion
 
 if TYPE_CHECKING:
+    from archlint.finding import Finding
     from archlint.graph.model import Node
     from archlint.rule import Optimizer
     from archlint.signal.analysis import Analysis
@@ -28,6 +29,26 @@ def factor(log10: float) -> str:
         return number(10**log10)
     exponent = math.floor(log10)
     return f"{10 ** (log10 - exponent):.1f}e{exponent:+03d}"
+
+
+def probed(finding: Finding) -> str:
+    """``confirmed: 3.1e-16 (99 %: 1.9e-16 … 5.3e-16) in 32 draws; predicted 2.7e-16``; empty
+    where no experiment was made."""
+    found, claim = finding.measurement, finding.claim
+    if finding.verdict is None or found is None or claim is None:
+        return ""
+    form = number if "spread" in claim.statistic else factor
+    if found.figure is None or found.low is None or found.high is None:
+        text = f"{finding.verdict}: {found.remark or 'not measured'}"
+    else:
+        text = (f"{finding.verdict}: {form(found.figure)} (99 %: {form(found.low)} … "
+                f"{form(found.high)}) in {plural(found.draws, 'draw')}; predicted "
+                f"{form(claim.predicted)}")  # fmt: skip
+    if found.lost:
+        text += f"; in {found.lost} of {found.lost + found.draws} draws it is zero or not finite"
+    if found.needed is not None:
+        text += f"; about {found.needed} draws would settle it"
+    return text
 
 
 def plural(count: int, noun: str) -> str:

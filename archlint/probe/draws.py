@@ -60,9 +60,10 @@ class Drawer:
                 if law.family not in EXACT:
                     rough.append(name)
                 estimated = estimated or not law.exact
-            elif law is None or law.family in ("unknown", "uninitialised", "deterministic"):
-                if parameter.load is None:
-                    rough.append(name)
+            elif parameter.load is None and (
+                law is None or law.family in ("unknown", "uninitialised", "deterministic")
+            ):
+                rough.append(name)
             size = math.prod(parameter.shape) if kind else 0
             origin = parameters.get(parameter.clone_of or "")
             if origin is not None and origin.name in self.plans:
@@ -166,7 +167,8 @@ def _fixed(
         return as_tensor(parameter.load(), dtype, device)
     if law is not None and law.family == "dirac":
         weight = torch.zeros(shape, dtype=dtype, device=device)
-        return torch.nn.init.dirac_(weight)
+        torch.nn.init.dirac_(weight)
+        return weight
     if law is not None and law.family == "eye" and len(shape) == 2:
         return torch.eye(*shape, dtype=dtype, device=device)
     value = law.mean if law is not None else 0.0
@@ -182,7 +184,8 @@ def _orthogonal(x: Tensor, std: float) -> Tensor:
     q, r = torch.linalg.qr(matrix.transpose(1, 2) if wide else matrix)
     q = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None, :]
     q = q.transpose(1, 2) if wide else q
-    return (q * (std * math.sqrt(max(rows, columns)))).reshape(x.shape)
+    found: Tensor = q * (std * math.sqrt(max(rows, columns)))
+    return found.reshape(x.shape)
 
 
 def _sparse(x: Tensor, share: float) -> Tensor:

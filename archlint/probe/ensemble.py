@@ -7,8 +7,7 @@ added to it, for a random direction at the output.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,11 +235,6 @@ def _samples(analysis: Analysis) -> int:
         if shape and shape[0]:
             return shape[0]
     return 1
-
-
-def couples_samples(ops: Iterable[str]) -> bool:
-    """Whether what becomes of one sample depends on the others."""
-    return "batch_norm" in set(ops)
 
 
 def free_memory(device: torch.device) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,25 +15,9 @@ from archlint.probe.ensemble import Ensemble, OutOfMemory, free_memory
 from archlint.probe.execute import Program, unknown_nodes
 from archlint.probe.feed import Feed, read_data
 from archlint.probe.ops.frame import CannotExecute
+from archlint.probe.options import ProbeOptions
 from archlint.probe.sequential import FIRST_LOOK, judge
 from archlint.signal.analysis import Analysis
-
-BATCH = 32  # samples where a norm mixes them
-
-Progress = Callable[[int, int, int, int], None]  # draws, most, open, findings
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """How an experiment is run. ``draws`` and ``time`` (seconds) are upper limits; ``memory`` is in
-    bytes, None for a quarter of what is free; ``data`` is FILE.npy or ``module:loader``."""
-
-    draws: int = 2048
-    time: float = 120.0
-    seed: int = 0
-    device: str = "auto"
-    memory: float | None = None
-    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,6 @@ def run(
     analysis: Analysis,
     findings: Sequence[Finding],
     options: ProbeOptions | None = None,
-    progress: Progress | None = None,
 ) -> Outcome:
     """Give every finding with a claim its verdict.
 
@@ -114,7 +96,7 @@ def run(
     before = torch.random.get_rng_state()
     torch.manual_seed(options.seed)
     try:
-        why = _until_decided(ensemble, findings, places, done, options, progress, started)
+        why = _until_decided(ensemble, findings, places, done, options, started)
     except KeyboardInterrupt:
         interrupted, why = True, "interrupted"
     except OutOfMemory:
@@ -149,7 +131,6 @@ def _until_decided(
     places: Sequence[int],
     done: dict[int, Finding],
     options: ProbeOptions,
-    progress: Progress | None,
     started: float,
 ) -> str:
     """Draw and look until nothing is open; why it stopped before, if it did."""
@@ -157,9 +138,9 @@ def _until_decided(
     while True:
         while ensemble.done < until:
             ensemble.extend(min(until, ensemble.done + ensemble.chunk))
-            if progress is not None:
+            if options.progress is not None:
                 left = sum(i not in done for i in places)
-                progress(ensemble.done, options.draws, left, len(places))
+                options.progress(ensemble.done, options.draws, left, len(places))
             if time.monotonic() - started > options.time:
                 break
         late = time.monotonic() - started > options.time
@@ -203,19 +184,3 @@ def _left_open(
         done.get(i) or replace(f, verdict="inconclusive", measurement=Measurement(remark=why))
         for i, f in enumerate(findings)
     )
-
-
-def shown(measurement: Measurement, statistic: str) -> str:
-    """``4.1e-05 (99 %: 3.0e-05 … 5.5e-05) in 64 draws``."""
-    from archlint.wording import factor, number
-
-    form = number if "spread" in statistic else factor
-    if measurement.figure is None or measurement.low is None or measurement.high is None:
-        return measurement.remark or "not measured"
-    text = f"{form(measurement.figure)} (99 %: {form(measurement.low)} … {form(measurement.high)})"
-    text += f" in {measurement.draws} draws"
-    if measurement.lost:
-        text += f"; in {measurement.lost} more it is zero or not finite"
-    if measurement.needed is not None and math.isfinite(measurement.needed):
-        text += f"; about {measurement.needed} draws would settle it"
-    return text

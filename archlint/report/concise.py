@@ -10,11 +10,16 @@ if TYPE_CHECKING:
 
 def render(report: Report) -> str:
     """The findings, one a line, then a line with their number."""
+    from archlint.wording import probed
+
     lines = []
     for target in report.targets:
         for finding in target.findings:
             where = target.target + (f": {finding.module}" if finding.module else "")
-            lines.append(f"{where}: {finding.code} [{finding.severity.label}] {finding.message}")
+            verdict = f" [{text}]" if (text := probed(finding)) else ""
+            lines.append(
+                f"{where}: {finding.code} [{finding.severity.label}] {finding.message}{verdict}"
+            )
     lines.append(summary(report))
     return "\n".join(lines) + "\n"
 

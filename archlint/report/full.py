@@ -11,6 +11,7 @@ from rich.text import Text
 from archlint.finding import Finding, Severity
 from archlint.report.concise import summary
 from archlint.report.excerpt import Mark, excerpt
+from archlint.wording import probed
 
 if TYPE_CHECKING:
     from archlint.linter import Report, TargetReport
@@ -31,6 +32,8 @@ def _target(target: TargetReport, console: Console, explain_silence: bool) -> No
         _finding(finding, target, console)
     if target.findings or explain_silence:
         console.print(Text(about(target), style="dim"))
+        for remark in target.probe_remarks:
+            console.print(Text(f"probe: {remark}", style="dim"))
     if explain_silence:
         for silence in target.silences:
             where = f" at {silence.where}" if silence.where else ""
@@ -64,11 +67,13 @@ def _finding(finding: Finding, target: TargetReport, console: Console) -> None:
         console.print(where)
     if finding.severity is Severity.INFO:
         _labelled(console, "note", rest)
+        _labelled(console, "probe", probed(finding))
         console.print()
         return
     for line in finding.sketch:
         console.print(Text.assemble(("   | ", "blue"), line), no_wrap=True, overflow="ellipsis")
     _labelled(console, "note", rest)
+    _labelled(console, "probe", probed(finding))
     if finding.suggestion is not None:
         _labelled(console, "help", finding.suggestion.text)
         if finding.suggestion.code:

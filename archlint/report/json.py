@@ -44,7 +44,7 @@ def _target(target: TargetReport) -> dict[str, Any]:
         "coverage": coverage(target),
         "weights": target.weights,
         "weights_evidence": target.weights_evidence,
-        "notes": list(target.notes),
+        "notes": [*target.notes, *(f"probe: {remark}" for remark in target.probe_remarks)],
         "findings": [_finding(finding) for finding in target.findings],
     }  # fmt: skip
 
@@ -69,6 +69,26 @@ def _finding(finding: Finding) -> dict[str, Any]:
             "values": {key: _plain(value) for key, value in suggestion.values.items()},
         },
         "verdict": finding.verdict,
+        "measurement": _measurement(finding),
+    }
+
+
+def _measurement(finding: Finding) -> dict[str, Any] | None:
+    """What the probe measured, beside what was claimed; null where it was not asked."""
+    found, claim = finding.measurement, finding.claim
+    if found is None or claim is None:
+        return None
+    return {
+        "statistic": claim.statistic,
+        "predicted": _plain(claim.predicted),
+        "limit": _plain(claim.limit),
+        "figure": _plain(found.figure),
+        "low": _plain(found.low),
+        "high": _plain(found.high),
+        "draws": found.draws,
+        "lost": found.lost,
+        "needed": found.needed,
+        "remark": found.remark,
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from archlint.finding import Claim
 from archlint.signal.structure import Segment, Trunk
 
+_HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu", "rrelu", "abs"})
+
 
 def drift_claim(segment: Segment, drift: float, limit: float) -> Claim:
     """The claim that a segment's signal changes by ``drift`` decades.
@@ -17,8 +19,10 @@ def drift_claim(segment: Segment, drift: float, limit: float) -> Claim:
     )  # fmt: skip
     plain = gain is not None and whole is not None and abs(gain - whole) < 0.1
     # The recursion of moments is exact for the mean where the length that goes in only scales what
-    # comes out; elsewhere it follows the length of a typical draw.
-    scales = all(layer.elasticity == 1.0 for layer in segment.layers)
+    # an activation gives; elsewhere it follows the length of a typical draw.
+    scales = all(
+        layer.activation is None or layer.activation.op in _HOMOGENEOUS for layer in segment.layers
+    )
     if plain or slope is None:
         return Claim("length" if scales else "typical length", segment.end, segment.start, drift,
                      limit)  # fmt: skip

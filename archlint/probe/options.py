@@ -1,0 +1,112 @@
+"""How an experiment is run: the options of the command line, and the bar that shows it going."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from archlint.errors import ArchlintError
+
+Progress = Callable[[int, int, int, int], None]  # draws, most, open, findings
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How an experiment is run. ``draws`` and ``time`` (seconds) are upper limits; ``memory`` is in
+    bytes, None for a quarter of what is free; ``data`` is FILE.npy or ``module:loader``;
+    ``progress`` is told of draws made, the most, and how many of how many findings are open."""
+
+    draws: int = 2048
+    time: float = 120.0
+    seed: int = 0
+    device: str = "auto"
+    memory: float | None = None
+    data: str | None = None
+    progress: Progress | None = None
+
+
+_NAMES = ("draws", "time", "seed", "device", "memory", "data")
+
+
+def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of an experiment, handed to the command as one dict ``probing`` of those that
+    were given."""
+
+    @functools.wraps(command)
+    def collected(**given: Any) -> Any:
+        found = {name: given.pop(name) for name in _NAMES}
+        found = {name: value for name, value in found.items() if value is not None}
+        return command(probing=found, **given)
+
+    wrapped: Callable[..., Any] = collected
+    default = ProbeOptions()
+    for option in (
+        click.option("--data", metavar="FILE.npy|MODULE:LOADER",
+                     help="Real inputs for the probe, [samples, …]; else normal numbers."),
+        click.option("--memory", metavar="SIZE",
+                     help="What the probe may use, such as 2GB.  [default: a quarter of what is "
+                          "free]"),
+        click.option("--device", metavar="DEVICE",
+                     help="Where the probe computes: auto, cpu, cuda, cuda:1 or mps."),
+        click.option("--seed", type=int, help="Of the probe: same seed, same figures."),
+        click.option("--time", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+                     help=f"How long the probe may take.  [default: {default.time:g}]"),
+        click.option("--draws", type=click.IntRange(8), metavar="COUNT",
+                     help=f"How often the probe may draw the network.  [default: {default.draws}]"),
+    ):  # fmt: skip
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def options_of(probing: dict[str, Any], quiet: bool = False) -> ProbeOptions:
+    """The options that were given, the rest as it is by default. Raises ArchlintError."""
+    given = dict(probing)
+    if "memory" in given:
+        given["memory"] = parse_size(given["memory"])
+    return ProbeOptions(**given, progress=None if quiet else bar())
+
+
+def parse_size(text: str) -> float:
+    """``2GB``, ``512MiB``, ``1e9`` as bytes. Raises ArchlintError."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*(?:([kmgt])(i?)b?|b?)\s*", text.lower())
+    units = "kmgt"
+    try:
+        if found is None:
+            raise ValueError
+        size = float(found.group(1))
+    except ValueError:
+        raise ArchlintError(f"--memory {text!r} is no size", "write 2GB or 512MiB") from None
+    if found.group(2):
+        size *= (1024 if found.group(3) else 1000) ** (units.index(found.group(2)) + 1)
+    if size < 1e6:
+        raise ArchlintError(f"--memory {text} is less than a megabyte", "write 2GB or 512MiB")
+    return size
+
+
+def bar() -> Progress | None:
+    """A line on stderr with draws made, their rate, the time left and what is open; None where
+    stderr is no terminal. Shown from one second on."""
+    if not sys.stderr.isatty():
+        return None
+    started = time.monotonic()
+
+    def show(done: int, most: int, left: int, findings: int) -> None:
+        passed = time.monotonic() - started
+        if passed < 1.0:
+            return
+        rate = done / passed
+        filled = round(20 * done / most)
+        remaining = (most - done) / rate if rate > 0 else 0.0
+        text = (f"probe [{'#' * filled}{'.' * (20 - filled)}] {done}/{most} draws, {rate:.0f}/s, "
+                f"at most {remaining:.0f} s more, {left} of {findings} open")  # fmt: skip
+        sys.stderr.write(f"\r\x1b[2K{text[:110]}")
+        sys.stderr.flush()
+
+    return show
