@@ -218,6 +218,8 @@ def _placed(
     step: Back, g: Gradient, axis: int, size: int, places: Sequence[int], length: int
 ) -> Gradient:
     """A part of ``length`` along an axis put back among ``size``: nothing elsewhere."""
+    if length == 0:
+        return no_gradient(step.rank(0))
     if g.second_moment is None:
         return UNKNOWN_GRADIENT
     share = length / size if size else 1.0
