@@ -132,7 +132,7 @@ def token_features(graph: LayerGraph, value: str | None) -> int | None:
     return None
 
 
-def _counts(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
+def seen_by(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
     """(number of keys seen, how many queries see so many)."""
     if step.attribute("causal"):
         return tuple((max(keys - queries + i + 1, 1), 1) for i in range(queries))
@@ -148,7 +148,7 @@ def _counts(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
     return tuple((max(int(n), 1), int(k)) for n, k in zip(counts, times, strict=True))
 
 
-def _bias_variance(step: Step) -> tuple[float, float]:
+def bias_variance(step: Step) -> tuple[float, float]:
     """(variance over the keys, what samples share of it) that a mask adds to the logits: a learned
     bias by position. Minus infinity, or a number that stands for it, adds none."""
     if not step.has(3):
@@ -198,7 +198,7 @@ def _attention(step: Step) -> Signal:
     softcap = step.number("softcap")
     if softcap:
         content = softcap**2 * math.tanh(math.sqrt(content) / softcap) ** 2
-    bias, bias_shared = _bias_variance(step)
+    bias, bias_shared = bias_variance(step)
     logits = content + bias
     wide = token_features(step.graph, step.value(2)) or token_features(step.graph, step.value(1))
     # q² averages over the features of a head: two points that have its variance 2/d.
@@ -215,7 +215,7 @@ def _attention(step: Step) -> Signal:
     r_p = share(q.position_correlation, 1.0)
     r_s, r_x = share(q.sample_correlation, keyed) + fixed, share(q.apart, keyed)
     mean = {"own": 0.0, "tilt": 0.0, "p": 0.0, "s": 0.0, "x": 0.0}
-    counts = _counts(step, queries, keys)
+    counts = seen_by(step, queries, keys)
     rows = sum(n for _, n in counts)
     below = 0
     for seen, n in counts:

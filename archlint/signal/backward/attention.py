@@ -7,14 +7,24 @@ that what all keys share is lost; q gets the logits' gradient times k, k times q
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from archlint.signal.attention import participation
+from archlint.signal.attention import (
+    bias_variance,
+    participation,
+    seen_by,
+    shared_participation,
+    token_features,
+)
+from archlint.signal.gaussian import nodes_and_weights
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
     Gradient,
+    Profile,
     backwards,
     no_gradient,
     times,
@@ -24,7 +34,7 @@ from archlint.signal.moments import Signal
 
 @backwards("softmax")
 def _softmax(step: Back) -> list[Gradient | None]:
-    """p∘(g − Σ p g) over T keys: E g²·E p²·(1 − 2p + Σp²), whose sum over the keys is zero."""
+    """p∘(g − Σ p g) over T keys: E g²·E p²(1 − 2p + Σp²), whose sum over the keys is zero."""
     g, shape, y = step.gradient, step.shape(0), step.out_signal()
     axis = int(step.number("axis"))
     keys = shape[axis] if shape is not None else None
@@ -35,11 +45,18 @@ def _softmax(step: Back) -> list[Gradient | None]:
     c = g.along[axis]
     if c is None:
         return [UNKNOWN_GRADIENT]
+    x = step.signal(0)
     own = min(y.second_moment * keys, 1.0)  # Σp²
-    free = max(1 - c, 0.0) * max(1 - own, 0.0)
+    left = own * (1 - own)
+    if x.variance is not None and x.second_moment is not None:
+        variance = x.variance
+        if x.position_correlation is not None and x.roles and x.roles[axis] == "position":
+            variance = min(variance, x.second_moment * max(1 - x.position_correlation, 0.0))
+        left = differing(variance, keys)
+    free = max(1 - c, 0.0) * left
     along = tuple(-1 / max(keys - 1, 1) if a == axis else d for a, d in enumerate(g.along))
     profile = {a: p for a, p in g.profile.items() if a != axis}
-    return [Gradient(g.second_moment * y.second_moment * free, along, profile,
+    return [Gradient(g.second_moment * free / keys, along, profile,
                      origin=step.source(0))]  # fmt: skip
 
 
@@ -87,11 +104,11 @@ def _attention(step: Back) -> list[Gradient | None]:
         return [*unknown, *rest]
     given = step.attribute("scale")
     scale = float(given) if isinstance(given, int | float) else 1 / math.sqrt(features)
-    logits = scale**2 * features * q.second_moment * k.second_moment * max(1 - shared_k, 0.0)
-    shared_q = q.position_correlation
-    alike = logits * max(shared_q if shared_q is not None else 0.0, 0.0)
-    causal = bool(step.attribute("causal"))
-    p = _weights(logits, alike, queries, keys, causal)
+    content = scale**2 * features * q.second_moment * k.second_moment * max(1 - shared_k, 0.0)
+    softcap = step.number("softcap")
+    if softcap:
+        content = softcap**2 * math.tanh(math.sqrt(content) / softcap) ** 2
+    p = _weights(step, content, bias_variance(step)[0], queries, keys)
     p_keep = 1 - step.number("dropout") if step.graph.mode == "train" else 1.0
     values = _to_values(step, g, c, p, queries, keys, heads, p_keep)
     spread = features * g.second_moment * v.second_moment * max(1 - shared_v, 0.0)
@@ -111,28 +128,70 @@ def _heads(shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) ->
     return many / max(few, 1)
 
 
+@dataclass(frozen=True, slots=True)
 class _Weights:
-    """Of the softmax: Σ_j p² of each query (``own``), its mean, that of Σ_j p p′ of two queries
-    (``other``), and Σ_j p²·(1 − Σ p²), what is left of it for differences between keys."""
+    """Of the softmax over queries: Σ_j p² (``own``), Σ_j p p′ of two queries (``other``),
+    Σ_j p²·(1 − 2p + Σp²) (``free``: what is left of it for differences between keys), (1 − Σp²)²
+    (``flat``), and own/keys along the queries where they see different numbers of keys."""
 
-    def __init__(self, own: np.typing.NDArray[np.float64], other: float) -> None:
-        self.rows = own
-        self.own = float(own.mean())
-        self.other = other
-        self.free = float((own * (1 - own)).mean())
-        self.flat = float(((1 - own) ** 2).mean())
+    own: float
+    other: float
+    free: float
+    flat: float
+    rows: Profile | None
 
 
-def _weights(logits: float, alike: float, queries: int, keys: int, causal: bool) -> _Weights:
-    if not causal:
-        own = participation(logits, keys)
-        return _Weights(np.full(1, own), min(participation(alike, keys), own))
-    lengths = np.maximum(np.arange(1, queries + 1) + keys - queries, 1)
-    rows = np.array([participation(logits, int(t)) for t in lengths])
-    shared = np.array([participation(alike, int(t)) for t in lengths])
-    # Of two queries the one that sees less decides: the later one is met by 2i of the pairs.
-    pairs = float((shared * 2 * np.arange(queries)[::-1]).sum() / max(queries * (queries - 1), 1))
-    return _Weights(rows, pairs)
+def _weights(step: Back, content: float, bias: float, queries: int, keys: int) -> _Weights:
+    q, shape = step.signal(0), step.shape(0)
+    features = shape[-1] if shape else None
+    swing = min(math.sqrt(2 / features), 1.0) if features else 0.0
+    logits = content + bias
+    alike = content / logits * min(max(q.position_correlation or 0.0, 0.0), 1.0) if logits else 0.0
+    own = other = free = flat = 0.0
+    counts = seen_by(step, queries, keys)
+    rows = sum(n for _, n in counts)
+    below = 0
+    met: list[float] = []
+    for seen, n in counts:
+        levels = [content * (1 + d) + bias for d in (swing, -swing)]
+        here = sum(participation(v, seen) for v in levels) / 2
+        own += here * n / rows
+        free += sum(differing(v, seen) for v in levels) / 2 * n / rows
+        flat += (1 - here) ** 2 * n / rows
+        # of two queries the one that sees more keys gives each the smaller weight
+        pairs = (n * (n - 1) + 2 * n * below) / max(rows * (rows - 1), 1)
+        other += shared_participation(here, seen, alike) * pairs
+        below += n
+        met += [here / seen] * (n if len(counts) > 1 and rows == queries else 0)
+    causal = len(counts) == len(met) == queries  # every query sees another number of keys
+    return _Weights(own, other, free, flat, np.array(met) if causal else None)
+
+
+def differing(variance: float, keys: int) -> float:
+    """E Σ_j p_j²·(1 − 2p_j + Σp²) of a softmax over independent normal logits: the mean square of
+    p∘(a − Σ p a) for a of unit variance."""
+    if keys <= 1:
+        return 0.0
+    if variance <= 0:
+        return (1 - 1 / keys) / keys
+    return _differing(float(f"{min(variance, 144.0):.3g}"), keys)
+
+
+@lru_cache(maxsize=16384)
+def _differing(variance: float, keys: int) -> float:
+    """By E[f/(Σe^l)^k] = ∫ λ^{k−1}/Γ(k) E[f e^{−λΣe^l}] dλ with λ = e^t, term by term."""
+    s = math.sqrt(variance)
+    z, w = nodes_and_weights(())
+    reach = s * math.sqrt(2 * math.log(keys) + 1) + 2 * s
+    t = np.linspace(-math.log(keys) - variance / 2 - 12 - reach, reach + 4, 320)
+    with np.errstate(over="ignore", under="ignore"):
+        e = np.exp(np.minimum(t[:, None] + s * z[None, :], 700))
+        gone = np.exp(-np.minimum(e, 745))
+        rest = np.log(np.maximum(gone @ w, 1e-300))
+        second, third, fourth = ((np.minimum(e, 1e3) ** k * gone) @ w for k in (2, 3, 4))
+        one, two = np.exp((keys - 1) * rest), np.exp((keys - 2) * rest)
+    values = keys * one * (second - third + fourth / 6) + keys * (keys - 1) * two * second**2 / 6
+    return float(max(np.sum(values) * (t[1] - t[0]), 0.0))
 
 
 def _to_values(
@@ -151,9 +210,9 @@ def _to_values(
     rank = step.rank(2)
     along = _like(g, rank, min(max(between, -1.0), 1.0))
     profile: dict[int, np.typing.NDArray[np.float64]] = {}
-    if p.rows.size > 1:  # causal: early keys are met by every query after them
+    if p.rows is not None:  # causal: early keys are met by every query after them
         each = g.profile.get(len(g.along) - 2)
-        weight = p.rows / np.maximum(np.arange(1, p.rows.size + 1), 1)
+        weight = p.rows
         if each is not None and each.size == weight.size:
             weight = weight * each
         met = np.cumsum(weight[::-1])[::-1]
@@ -168,26 +227,6 @@ def _like(g: Gradient, rank: int, positions: float) -> tuple[float | None, ...]:
     return (*lead, positions, 0.0)
 
 
-def _same_tokens(step: Back, i: int, j: int) -> int | None:
-    """The number of features of the tokens that inputs ``i`` and ``j`` are linear maps of; None
-    where they are maps of different tensors."""
-    found = []
-    for place in (i, j):
-        value = step.value(place)
-        for _ in range(12):
-            node = step.graph.producer.get(value or "")
-            if node is None:
-                return None
-            if node.op == "linear":
-                found.append(node.inputs[0])
-                break
-            value = node.inputs[0] if node.inputs else None
-    if len(found) != 2 or found[0] != found[1]:
-        return None
-    shape = step.graph.shape(found[0])
-    return shape[-1] if shape else None
-
-
 def _to_queries(
     step: Back, g: Gradient, p: _Weights, spread: float, k: Signal, shared_k: float, scale: float
 ) -> Gradient:
@@ -196,7 +235,7 @@ def _to_queries(
     if k.second_moment is None:
         return UNKNOWN_GRADIENT
     free = p.free
-    tokens = _same_tokens(step, 1, 2)
+    tokens = token_features(step.graph, step.value(2)) or token_features(step.graph, step.value(1))
     if tokens:
         free += p.flat / tokens
     second = scale**2 * spread * k.second_moment * max(1 - shared_k, 0.0) * free
@@ -214,7 +253,7 @@ def _to_keys(
     shared = q.position_correlation
     if shared is None and c != 0.0:
         return UNKNOWN_GRADIENT
-    flat = p.other * max(1 - p.other, 0.0)
+    flat = p.other * max(1 - p.own, 0.0)
     size = (queries / keys) * (p.free + (queries - 1) * flat * c * (shared or 0.0))
     second = scale**2 * spread * q.second_moment * max(size, 0.0) * heads
     rank = step.rank(1)
