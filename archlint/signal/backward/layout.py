@@ -28,7 +28,7 @@ def _identity(step: Back) -> list[Gradient | None]:
     return [step.gradient]
 
 
-@backwards("flip", "roll", "channel_shuffle", "sort", "triangle")
+@backwards("flip", "roll", "channel_shuffle", "sort", "triangle", "reverse_sequence")
 def _moved(step: Back) -> list[Gradient | None]:
     """The elements change places along some axes, or some are zeroed."""
     g = step.gradient
