@@ -45,22 +45,12 @@ def examples(rule: type[Rule]) -> list[Example]:
 def lint_module(
     build: Callable[[], Any], inputs: Any = None, rules: Sequence[Rule] | None = None
 ) -> tuple[Finding, ...]:
-    """The findings on a model that ``build`` makes; all rules where none are given. The weights are
-    drawn from a fixed seed and their laws judged from what was drawn."""
-    import torch
-
+    """The findings on a model that ``build`` makes; all rules where none are given. Its
+    construction is watched: laws and sites are the initializers', and no weight is drawn."""
     from archlint.graph.from_torch import load_torch
-    from archlint.graph.sites import constructor_sites
     from archlint.signal.analysis import analyse
 
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    try:
-        with constructor_sites():
-            model = build()
-    finally:
-        torch.random.set_rng_state(state)
-    graph = load_torch(model, inputs)
+    graph = load_torch(build, inputs)
     return lint(analyse(graph), chosen_rules(Config()) if rules is None else rules)[0]
 
 

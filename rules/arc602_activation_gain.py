@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity
+from archlint.finding import Finding, NotApplicable, Severity, Site
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
 from archlint.signal.claims import drift_claim
@@ -149,6 +149,7 @@ class ActivationGainMismatch(Rule):
         return self.finding(
             Severity.WARNING, message, collapsed(modules), modules=modules, count=len(wrong),
             site=site(analysis, layer.node), cause=segment.start,
+            related=_initialised(analysis, layer),
             evidence={"ratio": ratio, "weight_gain": layer.weight_gain, "log10_gain": drift,
                       "threshold": self.options.decades,
                       "formula": "fan_in·Var(w)/σ_w² of the activation"},
@@ -168,8 +169,24 @@ class ActivationGainMismatch(Rule):
             return None
         ratio = gain / best.weight_gain
         law = layer.weight.law
+        if law is not None and law.family == "orthogonal" and layer.fans is not None:
+            # the gain that was asked for; what a wider layer loses is ARC610's
+            ratio *= max(layer.fans.width / layer.fans.fan_in, 1.0)
         error = 4 * law.relative_error if law is not None else 0.0
         if abs(math.log10(ratio)) <= self.options.mismatch + error / math.log(10):
             # The right scale, and yet no stable length (GELU, SiLU): the scale is not the cause.
             return None
         return ratio
+
+
+def _initialised(analysis: Analysis, layer: Layer) -> tuple[tuple[Site, str], ...]:
+    """The call that decided the weights, where it is another one than the layer's."""
+    weight = layer.weight
+    if weight is None or weight.site in (None, site(analysis, layer.node)):
+        return ()
+    assert weight.site is not None
+    law = weight.law
+    if law is None or not law.exact:
+        return ((weight.site, "initialised here"),)
+    name = law.initializer or law.family
+    return ((weight.site, f"{name}: std {number(law.std)}, exactly"),)

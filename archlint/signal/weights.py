@@ -1,0 +1,50 @@
+"""The weights of affine maps, and what follows them; shared by the rules about initialization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from archlint.graph.fans import Fans, fans
+from archlint.graph.model import LayerGraph, Node, Parameter
+from archlint.graph.ops import OPS
+
+_POSITION = {"linear": 1, "conv": 1, "conv_transpose": 1, "bilinear": 2}
+_STEPS = 8  # nodes looked at between an affine map and what rescales its output
+
+
+class Weighted(NamedTuple):
+    """An affine map whose weight is a parameter of the network, with its true fans."""
+
+    node: Node
+    weight: Parameter
+    fans: Fans
+
+
+def weighted(graph: LayerGraph) -> Iterator[Weighted]:
+    """Every affine map with a parameter for its weight, in execution order."""
+    for node in graph.nodes:
+        position = _POSITION.get(node.op)
+        if position is None or position >= len(node.inputs):
+            continue
+        weight = graph.parameter(node.inputs[position])
+        found = fans(node, graph) if weight is not None else None
+        if weight is not None and found is not None:
+            yield Weighted(node, weight, found)
+
+
+def rescaled_by(graph: LayerGraph, node: Node) -> Node | None:
+    """The normalisation or softmax that an affine map's output reaches before anything else that
+    mixes features or adds; None where its scale matters."""
+    for _ in range(_STEPS):
+        after = graph.consumers.get(node.output, ())
+        if len(after) != 1:
+            return None
+        node = after[0]
+        kind = OPS[node.op].kind if node.op in OPS else ""
+        if kind in ("normalisation", "softmax"):
+            return node
+        bias = node.op == "add" and any(v in graph.static for v in node.inputs if v is not None)
+        if kind not in ("layout", "activation", "random", "pooling") and not bias:
+            return None
+    return None
