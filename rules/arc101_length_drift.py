@@ -105,7 +105,7 @@ class LengthDrift(Rule):
     since = "0.1.0"
     references = ("https://arxiv.org/abs/1803.01719", "https://arxiv.org/abs/1502.01852")
     needs_initial_weights = True
-    yields_to = ("ARC609",)  # which knows the reason
+    yields_to = ("ARC606", "ARC607", "ARC609", "ARC610")  # which know the reason
     Options = Options
 
     def check(self, analysis: Analysis) -> Iterator[Finding | NotApplicable]:

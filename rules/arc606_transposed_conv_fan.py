@@ -80,9 +80,9 @@ class TransposedConvFan(Rule):
 
     ## How it is computed
     fan = k²·C_in/(g·s²) is the mean number of products away from the border; torch counts
-    k²·C_out/g. A layer counts where Var w follows an initializer that is scaled by torch's fan, where its gain
-    is off by more than 0.3 decades, and where the ratio of fans explains it. The product over the
-    stretch must reach a decade. Before a normalisation the scale does not matter.
+    k²·C_out/g. A layer counts where Var w follows an initializer that is scaled by torch's fan,
+    where its gain is off by more than 0.3 decades, and where the ratio of fans explains it. The
+    product over the stretch must reach a decade. Before a normalisation the scale does not matter.
 
     ## What would confirm it
     The variance of the output away from the border.
@@ -100,7 +100,6 @@ class TransposedConvFan(Rule):
     since = "0.1.0"
     references = ("https://pytorch.org/docs/stable/nn.init.html",)
     needs_initial_weights = True
-    yields_to = ("ARC101",)
     Options = Options
 
     def check(self, analysis: Analysis) -> Iterator[Finding | NotApplicable]:

@@ -91,7 +91,6 @@ class GroupedConvFan(Rule):
     since = "0.1.0"
     references = ("https://pytorch.org/docs/stable/nn.init.html",)
     needs_initial_weights = True
-    yields_to = ("ARC101",)
     Options = Options
 
     def check(self, analysis: Analysis) -> Iterator[Finding | NotApplicable]:

@@ -90,7 +90,6 @@ class OrthogonalExpansion(Rule):
     since = "0.1.0"
     references = ("https://arxiv.org/abs/1312.6120",)
     needs_initial_weights = True
-    yields_to = ("ARC101",)
     Options = Options
 
     def check(self, analysis: Analysis) -> Iterator[Finding | NotApplicable]:

@@ -91,7 +91,9 @@ class Record:
             if any(p.law is not None and p.law.random for p in content.pieces):
                 drawn.append((name, tensor, content))
         for name, (original, shared) in _copies(drawn).items():
-            found[name] = replace(found[name], clone_of=original, shared=shared)
+            # a copy that is not trained is a target network's, and meant
+            fixed = not dict(tensors)[name].requires_grad
+            found[name] = replace(found[name], clone_of=None if fixed else original, shared=shared)
         return found
 
     def _recorded(self, tensor: Tensor, content: Content) -> Recorded:

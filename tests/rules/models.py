@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -218,6 +219,111 @@ def hf(kind: str, model: str, **options: Any) -> nn.Module:
     return getattr(transformers, kind + model)(config)
 
 
+def encoder(redrawn: bool = False) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    made = nn.TransformerEncoder(layer, 6)
+    for parameter in made.parameters():
+        if redrawn and parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    return made
+
+
+def constants(*values: float) -> nn.Module:
+    """An MLP whose first layers have constant weights."""
+    made = mlp(3, 64, he)
+    for layer, value in zip((made[0], made[2]), values, strict=False):  # type: ignore[index]
+        nn.init.constant_(layer.weight, value)
+    return made
+
+
+def upsampler(std: float | None, norm: bool) -> nn.Module:
+    """Transposed convolutions that get wider, scaled as Kaiming's or by the true fan."""
+    layers: list[nn.Module] = []
+    for a, b in [(8, 32), (32, 64), (64, 128)]:
+        conv = nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)
+        if std is None:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        else:
+            nn.init.normal_(conv.weight, std=math.sqrt(std / (4 * a)))
+        layers += [conv, *([nn.BatchNorm2d(b)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(128, 3, 1))
+
+
+def depthwise(mode: str, norm: bool) -> nn.Module:
+    """Depthwise and pointwise convolutions in turn."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1)]
+    for _ in range(2):
+        for groups, kernel in ((32, 3), (1, 1)):
+            conv = nn.Conv2d(32, 32, kernel, padding=kernel // 2, groups=groups, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity="relu")  # type: ignore[arg-type]
+            layers += [conv, *([nn.BatchNorm2d(32)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(32, 10, 1))
+
+
+def positive(low: float, norm: bool = False) -> nn.Module:
+    """Uniform weights that are centred, or not."""
+    made = mlp(3, 64, he, norm=nn.LayerNorm if norm else None)
+    with torch.no_grad():
+        made[3 if norm else 2].weight.uniform_(low, 0.1)  # type: ignore[index, operator]
+    return made
+
+
+class Pooled(nn.Module):
+    """Learned queries and positions of unit scale, which are attended with or added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(16, 64)
+        self.position = nn.Parameter(torch.randn(20, 64))
+        self.query = nn.Parameter(torch.randn(4, 64))
+        self.norm = nn.LayerNorm(64)
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.embed(x)[:, None] + self.position)
+        return self.head(self.attention(self.query.expand(len(h), -1, -1), h, h)[0])
+
+
+def pooled() -> nn.Module:
+    return Pooled()
+
+
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 80), nn.Linear(64, 80)
+        self.mix = nn.Bilinear(80, 80, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(self.a(x), self.b(x))))
+
+
+class Siamese(nn.Module):
+    """One encoder used twice, and a copy of it that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.head = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.encoder(x), self.encoder(x.flip(0))
+        return self.head(a) - self.target(x) + b
+
+
+class Empty(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.w = nn.Parameter(torch.Tensor(64, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.first(x)) @ self.w
+
+
 X64 = {"input": ((4, 64), None)}
 
 MUST_FIRE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -228,6 +334,14 @@ MUST_FIRE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "he_50x15": (lambda: mlp(50, 15, he), "ARC201", "error"),
     "he_residual_20": (lambda: Residual(20, 64, 1.0, "linear"), "ARC301", "error"),
     "relu_ended_root": (lambda: Residual(40, 64, 40**-0.5, "relu"), "ARC302", "warning"),
+    "encoder_of_one_layer": (encoder, "ARC601", "error"),
+    "one_constant_layer": (lambda: constants(0.05), "ARC605", "warning"),
+    "two_constant_layers": (lambda: constants(0.05, 0.05), "ARC605", "error"),
+    "kaiming_upsampler": (lambda: upsampler(None, False), "ARC606", "warning"),
+    "fan_out_depthwise": (lambda: depthwise("fan_out", False), "ARC607", "warning"),
+    "positive_weights": (lambda: positive(0.0), "ARC611", "error"),
+    "bilinear": (Bilinear, "ARC612", "warning"),
+    "never_filled": (Empty, "ARC613", "error"),
 }
 
 MUST_NOT_FIRE: dict[str, Callable[[], nn.Module]] = {
@@ -241,6 +355,15 @@ MUST_NOT_FIRE: dict[str, Callable[[], nn.Module]] = {
     "rezero": ReZero,
     "fixup": Fixup,
     "siren": Siren,
+    "encoder_redrawn": lambda: encoder(redrawn=True),
+    "siamese": Siamese,
+    "upsampler": lambda: upsampler(2.0, False),
+    "kaiming_upsampler_bn": lambda: upsampler(None, True),
+    "depthwise": lambda: depthwise("fan_in", False),
+    "fan_out_depthwise_bn": lambda: depthwise("fan_out", True),
+    "centred_weights": lambda: positive(-0.1),
+    "positive_weights_before_layernorm": lambda: positive(0.0, norm=True),
+    "pooled": pooled,
     "nerf": Nerf,
     "lora": Lora,
     "lstm": Recurrent,
