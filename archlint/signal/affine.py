@@ -244,7 +244,9 @@ def _with_bias(step: Step, profiles: dict[int, Profile], result: Signal) -> dict
 @transfers("conv_transpose")
 def _conv_transpose(step: Step) -> Signal:
     """An output element meets Π k/s of the kernel's taps on average: fan-in = C_in/g·Π k/s, less
-    what the border loses: each input element writes k taps, those cropped by padding are lost."""
+    what the border loses: each input element writes k taps, those cropped by padding are lost.
+    Two positions of the output meet the same weights only if their distance is a multiple of the
+    stride; what others share comes from the bias alone."""
     shape, weight, out = step.shape(0), step.shape(1), step.out_shape()
     if shape is None or weight is None or out is None or None in (*shape[1:], *weight, *out[1:]):
         return UNKNOWN_SIGNAL
@@ -253,6 +255,7 @@ def _conv_transpose(step: Step) -> Signal:
     dilation = step.ints("dilation")
     dims = len(shape) - 2
     taps = 1.0  # pairs (input position, tap) that land inside, per output position
+    places, alike = 1, 1.0
     for axis in range(dims):
         size, kernel, length = shape[2 + axis], weight[2 + axis], out[2 + axis]
         assert size is not None  # checked above
@@ -261,9 +264,23 @@ def _conv_transpose(step: Step) -> Signal:
         where = (np.arange(size)[:, None] * stride[axis]
                  + np.arange(kernel)[None, :] * dilation[axis] - padding[axis])  # fmt: skip
         taps *= float(((where >= 0) & (where < length)).sum()) / max(length, 1)
+        residues = np.bincount(np.arange(length) % stride[axis]).astype(np.float64)
+        alike *= float((residues * residues).sum()) / max(length, 1)
+        places *= length
     channels = (weight[0] or 0) / groups
-    return weighted(step, step.signal(0), step.signal(1), _law(step.parameter(1)),
-                    channels * taps, 2, _conv_roles(len(shape)))  # fmt: skip
+    y = weighted(step, step.signal(0), step.signal(1), _law(step.parameter(1)),
+                 channels * taps, 2, _conv_roles(len(shape)))  # fmt: skip
+    bias = step.signal(2).second_moment if step.has(2) else 0.0
+    if places < 2 or bias is None or not y.second_moment or step.signal(1).mean != 0.0:
+        return y
+    share = (alike - 1) / (places - 1)
+    floor = (1 - share) * bias / y.second_moment
+
+    def apart(c: float | None) -> float | None:
+        return None if c is None else share * c + floor
+
+    return y.but(position_correlation=apart(y.position_correlation),
+                 cross_correlation=apart(y.apart))  # fmt: skip
 
 
 @transfers("bilinear")

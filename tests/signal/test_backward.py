@@ -166,6 +166,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "batch_norm_map": (seq(conv(), lambda: nn.BatchNorm2d(12), nn.ReLU, conv()), MAP, 0.02),
     "batch_norm_depthwise": (seq(conv(12, 12, 3, groups=12), lambda: nn.BatchNorm2d(12),
                                  nn.ReLU6, conv()), (8, 12, 10, 10), 0.03),
+    "batch_norm_transposed": (seq(lambda: nn.ConvTranspose2d(12, 12, 4, 2, 1),
+                                  lambda: nn.BatchNorm2d(12), nn.ReLU, conv()), MAP, 0.02),
     "batch_norm_of_mean": (on(lambda x, f, n: F.relu(n(f(x))).mean((2, 3)), conv(12, 48),
                               lambda: nn.BatchNorm2d(48)), MAP, 0.03),
     "group_norm": (seq(lambda: nn.GroupNorm(3, 12), nn.SiLU, conv()), MAP, 0.01),
