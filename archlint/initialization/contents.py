@@ -272,7 +272,10 @@ class Storage:
             sizes.append(length // run)
             strides.append(1)
         width = self.labels.itemsize
-        if math.prod(sizes) > LABELS:
+        last_label = where.offset // run + sum(
+            (n - 1) * s for n, s in zip(sizes, strides, strict=True)
+        )
+        if math.prod(sizes) > LABELS or last_label >= self.labels.size:
             return None
         return np.lib.stride_tricks.as_strided(
             self.labels[where.offset // run :], sizes, [s * width for s in strides]

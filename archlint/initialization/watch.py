@@ -154,9 +154,9 @@ class Watcher:
     def known(self, tensor: Tensor) -> Storage:
         """The same; for a tensor from elsewhere, what its elements say."""
         found = self.storage(tensor)
-        if found is None:
-            numel = tensor.untyped_storage().nbytes() // max(tensor.element_size(), 1)
-            here = tensor.device.type != "meta"
+        numel = _numel(tensor) if tensor.layout is torch.strided else tensor.numel()
+        if found is None or found.numel != numel:  # or one whose elements have another size
+            here = self.is_real(tensor)
             law = None if here else unknown("a tensor from elsewhere")
             found = Storage(numel, Piece(law, Event()), real=here)
             if tensor.layout is torch.strided:
