@@ -9,18 +9,19 @@ space: of n-dimensional tokens that adds s²(1 − Σp²)²/n to the average (th
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 
 import numpy as np
 
 from archlint.graph.model import LayerGraph
-from archlint.signal.gaussian import nodes_and_weights
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.rotation import turned
 from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
 
-_GRID = 160  # of the outer integral: to 1e-4 up to s² = 30
+_GRID = 100  # points of the outer integral at least
+_STEPS = 14  # lengths at which a causal mask is evaluated, in geometric steps
 
 
 def participation(variance: float, keys: int) -> float:
@@ -39,9 +40,12 @@ def _participation(variance: float, keys: int) -> float:
     s = math.sqrt(variance)
     if s > 12:  # the largest takes all but a share of order 1/s
         return float(1 - (1 - _participation(144.0, keys)) * 12 / s)
-    z, w = nodes_and_weights(())
+    # Equidistant points: both integrands are smooth and vanish at the ends.
+    z = np.linspace(-7.0, 7.0, 113)
+    w = np.exp(-z * z / 2) * (z[1] - z[0]) / math.sqrt(2 * math.pi)
     reach = s * math.sqrt(2 * math.log(keys) + 1) + 2 * s
-    t = np.linspace(-math.log(keys) - variance / 2 - 12 - reach, reach + 4, _GRID * 2)
+    low, high = -math.log(keys) - variance / 2 - 12 - reach, reach + 4
+    t = np.linspace(low, high, max(int((high - low) / 0.25), _GRID))
     x = t[:, None] + s * z[None, :]
     with np.errstate(over="ignore", under="ignore"):
         e = np.exp(np.minimum(x, 700))
@@ -74,7 +78,9 @@ def _softmax(step: Step) -> Signal:
     spot = len(x.roles) == len(shape) and x.roles[axis] == "position"
     if spot and x.position_correlation is not None:  # what all keys share cancels
         variance = min(variance, x.second_moment * max(1 - x.position_correlation, 0.0))
-    own = participation(variance, keys)
+    counts = _shown(step, keys)
+    rows = sum(n for _, n in counts)
+    own = sum(participation(variance, seen) * n for seen, n in counts) / rows
     second = own / keys
     fixed = 1 / keys**2
     between = x.second_moment * (x.sample_correlation or 0.0) - x.mean**2
@@ -84,6 +90,25 @@ def _softmax(step: Step) -> Signal:
     return Signal(1 / keys, second, correlated(side, second) if spot else apart,
                   correlated(shared_participation(own, keys, r) / keys, second), None, (), 1,
                   x.roles, cross_correlation=apart)  # fmt: skip
+
+
+def _shown(step: Step, keys: int) -> tuple[tuple[int, int], ...]:
+    """(number of keys seen, how many rows see so many) of logits under a constant mask."""
+    node = step.graph.producer.get(step.value(0) or "")
+    for value in node.inputs if node is not None and node.op in _MASKS else ():
+        mask = step.graph.constant(value)
+        if mask is None or mask.ndim < 2 or mask.shape[-1] != keys:
+            continue
+        if mask.dtype.kind == "b":
+            seen = mask if node is not None and node.op == "where" else ~mask
+        else:
+            seen = mask.astype(np.float64) > -1e4
+        counts, times = np.unique(seen.sum(-1).reshape(-1), return_counts=True)
+        return tuple((max(int(n), 1), int(k)) for n, k in zip(counts, times, strict=True))
+    return ((keys, 1),)
+
+
+_MASKS = frozenset({"add", "where", "masked_fill"})
 
 
 @transfers("log_softmax")
@@ -135,7 +160,7 @@ def token_features(graph: LayerGraph, value: str | None) -> int | None:
 def seen_by(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
     """(number of keys seen, how many queries see so many)."""
     if step.attribute("causal"):
-        return tuple((max(keys - queries + i + 1, 1), 1) for i in range(queries))
+        return _causal(max(keys - queries + 1, 1), keys)
     mask = step.constant(3) if step.has(3) else None
     if mask is None or mask.ndim < 2 or mask.shape[-1] != keys:
         return ((keys, queries),)
@@ -146,6 +171,15 @@ def seen_by(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
         seen = numbers > numbers.max(axis=-1, keepdims=True) - 30
     counts, times = np.unique(seen.sum(-1).reshape(-1), return_counts=True)
     return tuple((max(int(n), 1), int(k)) for n, k in zip(counts, times, strict=True))
+
+
+def _causal(first: int, last: int) -> tuple[tuple[int, int], ...]:
+    """Queries that see ``first`` … ``last`` keys, many of them in groups with one number each."""
+    if last - first < 2 * _STEPS:
+        return tuple((n, 1) for n in range(first, last + 1))
+    edges = np.unique(np.geomspace(first, last + 1, _STEPS + 1).round().astype(int))
+    return tuple(((int(a) + int(b)) // 2, int(b) - int(a))
+                 for a, b in itertools.pairwise(edges))  # fmt: skip
 
 
 def bias_variance(step: Step) -> tuple[float, float]:

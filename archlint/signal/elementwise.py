@@ -22,10 +22,13 @@ from archlint.signal.transfer import (
     both_paired,
     correlated,
     merged_groups,
+    of_constant,
     paired,
     product,
     transfers,
 )
+
+MASKED = -1e4  # an added constant below this stands for minus infinity: a softmax leaves it out
 
 
 def through(x: Signal, phi: Activation) -> Signal:
@@ -109,6 +112,8 @@ def aligned(step: Step, i: int) -> Signal:
     target = other.roles if len(other.roles) == len(out) else ()
     lead = len(out) - len(shape)
     roles = x.roles if len(x.roles) == len(shape) else ()
+    if lead == 0 and roles and _knows_better(step, i, roles, target):
+        target = roles
     if not target:
         return x
     x_positions = x.position_correlation
@@ -131,6 +136,17 @@ def aligned(step: Step, i: int) -> Signal:
     profile = {axis + lead: values for axis, values in x.profile.items()}
     return x.but(position_correlation=x_positions, sample_correlation=x_samples,
                  cross_correlation=x_apart, roles=target, profile=profile)  # fmt: skip
+
+
+def _knows_better(step: Step, i: int, roles: tuple[Role, ...], other: tuple[Role, ...]) -> bool:
+    """Whether an input's own roles tell more than the other's: a weight or table has features
+    alone, whatever its dimensions index."""
+    if not other:
+        return True
+    mine, theirs = (step.value(k) in step.graph.static for k in (i, 1 - i))
+    if mine != theirs:
+        return theirs
+    return "sample" in roles and "sample" not in other
 
 
 def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
@@ -211,7 +227,15 @@ def _add(step: Step) -> Signal:
         return whole
     if _dependent(step):
         return Signal(roles=step.signal(0).roles)
-    return added(aligned(step, 0), aligned(step, 1), sign)
+    a, b = aligned(step, 0), aligned(step, 1)
+    for i in (0, 1):
+        number = step.constant(i)
+        if number is not None and number.size > 1 and float(number.min()) < MASKED:
+            rest = np.where(number < MASKED, 0.0, number.astype(np.float64))
+            shown = of_constant(rest)
+            shown = (a if i == 0 else b).but(mean=shown.mean, second_moment=shown.second_moment)
+            a, b = (shown, b) if i == 0 else (a, shown)
+    return added(a, b, sign)
 
 
 def scaled(x: Signal, factor: float) -> Signal:
@@ -361,7 +385,7 @@ def _choice(step: Step) -> Signal:
         mask, a, b = step.constant(1), step.signal(2), step.signal(0)
         numbers = (step.constant(2), None)
     for number, other in zip(numbers, (b, a), strict=True):
-        if number is not None and number.size == 1 and float(number.reshape(-1)[0]) < -1e4:
+        if number is not None and number.size == 1 and float(number.reshape(-1)[0]) < MASKED:
             return other
     if mask is not None and a.second_moment is not None and b.second_moment is not None:
         share = float(mask.astype(np.float64).mean())

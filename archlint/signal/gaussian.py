@@ -114,3 +114,17 @@ def max_of_correlated(
     first = float(np.dot(v, given))
     second = float(np.dot(v, (y * y) @ density))
     return first, second, float(np.dot(v, given * given))
+
+
+@lru_cache(maxsize=4096)
+def moments_of_maximum(
+    f: Function, count: int, correlation: float, mean: float, variance: float
+) -> tuple[float, float]:
+    """(E f(y), E f(y)²) of y = the maximum of ``count`` normals of a mean and variance with a
+    common pairwise correlation."""
+    c = min(max(correlation, 0.0), 1.0)
+    x, w = nodes_and_weights(())
+    density = w * count * cdf_of(x) ** (count - 1)
+    y = math.sqrt(c) * x[:, None] + math.sqrt(1 - c) * x[None, :]
+    value = f(mean + math.sqrt(variance) * y)
+    return float(w @ (value @ density)), float(w @ ((value * value) @ density))

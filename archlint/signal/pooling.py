@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from archlint.signal.gaussian import max_of_correlated
+from archlint.signal.activations import Activation, activation
+from archlint.signal.gaussian import max_of_correlated, moments_of_maximum
 from archlint.signal.interpolation import concentration
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import (
@@ -44,22 +45,12 @@ def _avg_pool(step: Step) -> Signal:
     if count == 1:
         return x
     result = averaged(x, count, x.position_correlation)
-    shape, out = step.shape(0), step.out_shape()
     if (not step.attribute("count_padding") or not any(step.ints("padding"))
-            or shape is None or out is None or result.second_moment is None):  # fmt: skip
+            or result.second_moment is None):  # fmt: skip
         return result
-    covered = 1.0
-    dims = len(shape) - 2
-    stride, kernel, padding = step.ints("stride"), step.ints("kernel"), step.ints("padding")
-    for axis in range(dims):
-        size, length = shape[2 + axis], out[2 + axis]
-        if size is None or length is None:
-            return UNKNOWN_SIGNAL
-        inside = 0
-        for i in range(length):
-            start = i * stride[axis] - padding[axis]
-            inside += min(start + kernel[axis], size) - max(start, 0)
-        covered *= inside / (length * kernel[axis])
+    covered = _covered(step)
+    if covered is None:
+        return UNKNOWN_SIGNAL
     return result.but(
         mean=None if result.mean is None else result.mean * covered,
         second_moment=result.second_moment * covered,
@@ -80,44 +71,80 @@ def _adaptive_avg_pool(step: Step) -> Signal:
     return without_positions(result) if math.prod(sizes) == 1 else result
 
 
+# Activations that (but for a small dip) never fall, so that they change places with a maximum.
+_RISING = frozenset({"relu", "relu6", "silu", "gelu", "mish", "hardswish", "leaky_relu", "elu",
+                     "selu", "celu", "tanh", "sigmoid", "hardsigmoid", "hardtanh", "softplus",
+                     })  # fmt: skip
+
+
 def maximum(step: Step, count: int) -> Signal:
-    """The maximum of ``count`` normals with a common correlation. A maximum of ReLUs is the ReLU
-    of the maximum of the pre-activations, which are normal."""
+    """The maximum of ``count`` normals with a common correlation. A maximum of activations is the
+    activation of the maximum of the pre-activations, which are normal.
+
+    Maxima of two windows whose elements have the covariance k agree by it: Cov(y, y′) = k, exact
+    where all pairs have one covariance (a common part of that variance), and to first order else.
+    """
     x = step.signal(0)
     producer = step.graph.producer.get(step.value(0) or "")
-    rectified = False
-    if producer is not None and producer.op in ("relu", "relu6") and producer.inputs[0]:
+    phi: Activation | None = None
+    if producer is not None and producer.op in _RISING and producer.inputs[0]:
         before = step.signals.get(producer.inputs[0], UNKNOWN_SIGNAL)
-        if before.known:
-            x, rectified = before, True
+        phi = activation(producer.op, producer.attributes)
+        x = before.but(roles=x.roles) if before.known and phi is not None else x
     if x.second_moment is None or x.mean is None or x.position_correlation is None:
         return Signal(roles=x.roles)
-    variance = x.second_moment - x.mean**2
-    if variance <= 1e-12 * x.second_moment:
+    centre, q = x.mean, x.second_moment
+    variance = q - centre**2
+    if variance <= 1e-12 * q:
         return step.signal(0)
-    c = (x.position_correlation * x.second_moment - x.mean**2) / variance
-    deviation = math.sqrt(variance)
-    floor = round(-x.mean / deviation, 6) if rectified else -math.inf
-    first, second, _ = max_of_correlated(count, round(min(max(c, 0.0), 1.0), 4), floor)
-    mean = x.mean + deviation * first
-    total = x.mean**2 + 2 * x.mean * deviation * first + variance * second
-    q, fixed = x.second_moment, x.mean**2 + 2 * x.mean * deviation * first
+    c = min(max((x.position_correlation * q - centre**2) / variance, 0.0), 1.0)
+    first, second, _ = max_of_correlated(count, round(c, 4), -math.inf)
+    own = max(second - first * first, 1e-9)  # the variance of the maximum of standard normals
+    if phi is None:
+        deviation = math.sqrt(variance)
+        mean = centre + deviation * first
+        total = centre**2 + 2 * centre * deviation * first + variance * second
+    else:
+        mean, total = moments_of_maximum(phi.function, count, round(c, 4), centre, variance)
 
     def joint(correlation: float) -> float | None:
-        other = round((correlation * q - (x.mean or 0.0) ** 2) / variance, 4)
-        pair = first * first
-        if other > 0:
-            _, _, pair = max_of_correlated(count, min(max(other, 0.0), 1.0), floor)
-        return correlated(fixed + variance * min(pair, second), total)
+        shared = (correlation * q - centre**2) / variance / own
+        return correlated(mean * mean + (total - mean * mean) * min(max(shared, 0.0), 1.0), total)
 
-    return Signal(mean, total, None, None, x.spread, (), int(rectified), x.roles,
-                  ).but(**paired(x, joint))  # fmt: skip
+    result = Signal(mean, total, None, None, x.spread, (), phi.one_sided if phi else 0, x.roles,
+                    ).but(**paired(x, joint))  # fmt: skip
+    if x.sample_correlation is None or x.apart is None:
+        return result
+    # of two samples' windows one pair in ``count`` is at one place
+    both = (x.sample_correlation + (count - 1) * x.apart) / count
+    return result.but(sample_correlation=joint(both))
 
 
 @transfers("max_pool")
 def _max_pool(step: Step) -> tuple[Signal, Signal]:
+    """A window's maximum; at the border windows hold fewer elements."""
     count = math.prod(step.ints("kernel"))
-    return (step.signal(0) if count == 1 else maximum(step, count)), UNKNOWN_SIGNAL
+    if count == 1:
+        return step.signal(0), UNKNOWN_SIGNAL
+    covered = _covered(step)
+    return maximum(step, max(round(count * (covered or 1.0)), 1)), UNKNOWN_SIGNAL
+
+
+def _covered(step: Step) -> float | None:
+    """The mean share of a pooling window that lies inside the map."""
+    shape, out = step.shape(0), step.out_shape()
+    if shape is None or out is None:
+        return None
+    stride, kernel, padding = step.ints("stride"), step.ints("kernel"), step.ints("padding")
+    covered = 1.0
+    for axis in range(len(shape) - 2):
+        size, length = shape[2 + axis], out[2 + axis]
+        if size is None or length is None:
+            return None
+        starts = [i * stride[axis] - padding[axis] for i in range(length)]
+        inside = sum(min(start + kernel[axis], size) - max(start, 0) for start in starts)
+        covered *= inside / (length * kernel[axis])
+    return covered
 
 
 @transfers("adaptive_max_pool")
