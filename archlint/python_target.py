@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from archlint.errors import ArchlintError
 from archlint.finding import short_path
+from archlint.graph.sites import constructor_sites
 from archlint.target import Reference, Target
 from archlint.user_code import call, limited, raised, shown
 
@@ -103,7 +104,8 @@ def model_of(target: Target) -> Any:
     found = target.model
     reference = target.reference
     if reference is not None:
-        found = find(reference)
+        with constructor_sites():  # of a model that the module builds itself
+            found = find(reference)
     called = reference is not None and (reference.args is not None or reference.kwargs is not None)
     if isinstance(found, nn.Module | torch.export.ExportedProgram):
         if called:

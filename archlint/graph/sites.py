@@ -51,17 +51,18 @@ def origin_of(filename: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _position(code: CodeType, instruction: int) -> Site:
+def _position(code: CodeType, filename: str, instruction: int) -> Site:
+    # `filename` is part of the key: functions that are alike in two files are equal as code
     found = next(islice(code.co_positions(), instruction // 2, None), None)
     line, end_line, column, end_column = found if found is not None else (None,) * 4
     if line is None:
-        return Site(code.co_filename, code.co_firstlineno)
+        return Site(filename, code.co_firstlineno)
     return Site(
-        code.co_filename,
+        filename,
         line,
-        _characters(code.co_filename, line, column),
+        _characters(filename, line, column),
         end_line,
-        _characters(code.co_filename, end_line, end_column),
+        _characters(filename, end_line, end_column),
     )
 
 
@@ -80,7 +81,7 @@ def _characters(filename: str, line: int | None, byte: int | None) -> int | None
 
 def site_of(frame: FrameType) -> Site:
     """The place where a frame is: file, line and columns of the instruction it is at."""
-    return _position(frame.f_code, frame.f_lasti)
+    return _position(frame.f_code, frame.f_code.co_filename, frame.f_lasti)
 
 
 def calling_site(frame: FrameType | None, stop: FrameType | None = None) -> Site | None:

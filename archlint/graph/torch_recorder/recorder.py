@@ -838,6 +838,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
     saved = [
         (m, dict(m.__dict__), [(m.__dict__[t], dict(m.__dict__[t])) for t in tables])
         for m in model.modules()
+        if all(t in m.__dict__ for t in tables)  # a scripted module keeps its tensors elsewhere
     ]
     try:
         yield
