@@ -38,7 +38,10 @@ def test_full_report_of_the_shipped_fixture() -> None:
 def test_the_readme_shows_what_is_printed() -> None:
     done = run("fixtures/arc101_length_drift/bad_mlp30.onnx")
     shown = done.stdout[: done.stdout.index("\n\nfixtures/")]
-    assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shown in readme
+    done = run("fixtures/arc101_length_drift/bad_mlp30.py:Net")
+    assert done.stdout[: done.stdout.index("   | layers.0.0")] in readme
 
 
 def test_json_has_the_promised_shape_and_same_bytes() -> None:

@@ -51,8 +51,9 @@ def origin_of(filename: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _position(code: CodeType, filename: str, instruction: int) -> Site:
-    # `filename` is part of the key: functions that are alike in two files are equal as code
+def _position(code: CodeType, filename: str, table: bytes, instruction: int) -> Site:
+    # `filename` and `table` are part of the key: functions that are alike in two files, or before
+    # and after an edit, are equal as code
     found = next(islice(code.co_positions(), instruction // 2, None), None)
     line, end_line, column, end_column = found if found is not None else (None,) * 4
     if line is None:
@@ -81,7 +82,8 @@ def _characters(filename: str, line: int | None, byte: int | None) -> int | None
 
 def site_of(frame: FrameType) -> Site:
     """The place where a frame is: file, line and columns of the instruction it is at."""
-    return _position(frame.f_code, frame.f_code.co_filename, frame.f_lasti)
+    code = frame.f_code
+    return _position(code, code.co_filename, code.co_linetable, frame.f_lasti)
 
 
 def calling_site(frame: FrameType | None, stop: FrameType | None = None) -> Site | None:

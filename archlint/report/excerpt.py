@@ -130,7 +130,7 @@ def _marked(
         yield signs
         return
     yield signs
-    indent = min(left, max(width - 40, 0))
+    indent = min(left, max(width - min(cell_len(mark.label), 40), 0))
     for part in textwrap.wrap(mark.label, max(width - indent, 20)):
         yield Text(" " * indent + part, style=mark.style)
 
