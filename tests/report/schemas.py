@@ -54,6 +54,20 @@ FINDING = record(
     evidence=VALUES,
     suggestion=optional(record(text=STRING, code={"type": ["string", "null"]}, values=VALUES)),
     verdict={"enum": [None, "confirmed", "refuted", "inconclusive"]},
+    measurement=optional(
+        record(
+            statistic=STRING,
+            predicted=NUMBER,
+            limit=NUMBER,
+            figure=NUMBER,
+            low=NUMBER,
+            high=NUMBER,
+            draws=COUNT,
+            lost=COUNT,
+            needed={"type": ["integer", "null"]},
+            remark=STRING,
+        )
+    ),
 )
 TARGET: dict[str, Any] = {
     "target": STRING,
