@@ -36,9 +36,9 @@ def fans(node: Node, graph: LayerGraph, weight: int = 1) -> Fans | None:
     whose input weight (1) and recurrent weight (2) have fans of their own.
 
     With k the kernel's number of taps, s the product of the strides, g the groups:
-    linear: in, out. Convolution: k·C_in/g, k·C_out/(g·s). Transposed convolution, its mirror
-    image: k·C_in/(g·s), k·C_out/g. Bilinear: in1·in2, out·in2 (for the first input). Embedding: 1,
-    features. Recurrent: in (or hidden), gates·hidden.
+    linear, grouped or not: in, out. Convolution: k·C_in/g, k·C_out/(g·s). Transposed convolution,
+    its mirror image: k·C_in/(g·s), k·C_out/g. Bilinear: in1·in2, out·in2 (for the first input).
+    Embedding: 1, features. Recurrent: in (or hidden), gates·hidden.
     """
     position = 2 if node.op == "bilinear" and weight == 1 else weight
     if node.op == "embedding":
@@ -56,6 +56,10 @@ def _of(node: Node, shape: tuple[int, ...]) -> Fans | None:
         case "linear", 2:
             axis = attribute("linear", node.attributes, "input_axis")
             inside, outside = (shape[1], shape[0]) if axis == 1 else (shape[0], shape[1])
+            return Fans(inside, outside, outside)
+        case "grouped_linear", 3:
+            axis = attribute("grouped_linear", node.attributes, "input_axis")
+            inside, outside = (shape[1], shape[2]) if axis == 1 else (shape[2], shape[1])
             return Fans(inside, outside, outside)
         case "conv", rank if rank > 2:
             groups, stride = _groups(node), _stride(node)

@@ -83,9 +83,15 @@ def record(
     tried = examples(model, inputs, factory)
     _initialise_lazily(model, tried, watched)
     with _mode_of(model, mode):
-        for example in tried:
+        for i, example in enumerate(tried):
             try:
-                return _recorded(model, example, mode, factory), example
+                return _on_meta(model, example), example
+            except DataDependent as dependent:
+                if i + 1 < len(tried) and tried[i + 1].completes:
+                    with contextlib.suppress(Exception):
+                        return _on_meta(model, tried[i + 1]), tried[i + 1]
+                note = f"forward depends on its data ({dependent}): it was run on real tensors"
+                return _run_for_real(model, example, mode, factory, note, dependent), example
             except ArchlintError:
                 raise
             except Exception as raised:  # whatever the user's forward raises
@@ -106,18 +112,9 @@ def _progress(problem: Exception) -> int:
     return getattr(problem, "_archlint_progress", 0)
 
 
-def _recorded(
-    model: nn.Module,
-    example: Example,
-    mode: Mode,
-    factory: Factory | None,
-) -> Recording:
+def _on_meta(model: nn.Module, example: Example) -> Recording:
     args, kwargs = example.on_meta()
-    try:
-        return record_forward(model, args, kwargs, known, "meta")
-    except DataDependent as problem:
-        note = f"forward depends on its data ({problem}): it was run on real tensors"
-        return _run_for_real(model, example, mode, factory, note, problem)
+    return record_forward(model, args, kwargs, known, "meta")
 
 
 # Parameters up to which a model is built and run for real without having been asked to.

@@ -92,6 +92,9 @@ def define(
 # linear: y = alpha·x·W + beta·b over the last axis of x; `input_axis` is the axis of W that is
 # contracted: 1 for torch's [out, in], 0 for ONNX MatMul's [in, out].
 define("affine", "linear", "x weight bias?", input_axis=1, alpha=1.0, beta=1.0)
+# grouped_linear: experts. Row r of x [rows, in] meets matrix g of weight [groups, in, out] (or
+# [groups, out, in] for input_axis 2), the first g with r < offsets[g]; later rows give zeros.
+define("affine", "grouped_linear", "x weight offsets", input_axis=1)
 define(
     "affine",
     "conv",

@@ -58,11 +58,16 @@ class Spec:
 
 @dataclass(frozen=True)
 class Example:
-    """One way to call a model. ``assumed`` says whether it was deduced, not given."""
+    """One way to call a model. ``assumed`` says whether it was deduced, not given.
+
+    ``completes`` says that it is the one before with what may be left out, such as masks: for
+    models that look at their data to see whether they need them.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     assumed: bool = True
+    completes: bool = False
 
     def on_meta(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments, without elements where none were given."""
@@ -110,7 +115,7 @@ def _in_precision(example: Example, precision: torch.dtype, kind: type[Spec]) ->
         return Spec(spec.shape, precision, spec.high)
 
     args, kwargs = pytree.tree_map_only(Spec, convert, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs, example.assumed)
+    return Example(args, kwargs, example.assumed, example.completes)
 
 
 def described(names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[str]:
@@ -425,6 +430,9 @@ def _huggingface(model: nn.Module) -> Iterator[Example]:
                     kwargs[name] = spec
             if kwargs and all(name in kwargs for name in required):
                 yield Example((), kwargs)
+                if "input_ids" in kwargs and "attention_mask" in names:
+                    mask = _of_config(model, config, "attention_mask", length)
+                    yield Example((), {**kwargs, "attention_mask": mask}, completes=True)
             if everything:
                 break
     dummy = getattr(model, "dummy_inputs", None)

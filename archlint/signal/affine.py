@@ -159,6 +159,20 @@ def _linear(step: Step) -> Signal:
     return without_positions(result) if flat is not None and flat > 1 else result
 
 
+@transfers("grouped_linear")
+def _grouped_linear(step: Step) -> Signal:
+    """Experts: every row is multiplied with one of several matrices of the same law."""
+    weight = step.shape(1)
+    axis = int(step.number("input_axis"))
+    if weight is None or (fan_in := weight[axis]) is None:
+        return UNKNOWN_SIGNAL
+    x = step.signal(0)
+    made = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, None,
+                    feature_last(x, 2))  # fmt: skip
+    # rows of different experts are independent; how many share one depends on the data
+    return made.but(position_correlation=None, sample_correlation=None)
+
+
 def _conv_roles(rank: int) -> tuple[Role, ...]:
     return ("sample", "feature", *_places(rank - 2))
 

@@ -182,6 +182,20 @@ def convolution(
     return conv(c, input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
 
 
+@lowering("_grouped_mm", "grouped_mm")
+def grouped_mm(
+    c: Call, input: V, mat2: V, offs: V | None = None, bias: V | None = None, **_: Any
+) -> V:
+    """Experts: rows of the input that lie together share a matrix."""
+    if input.rank != 2 or mat2.rank != 3 or offs is None or bias is not None:
+        raise NotModelled("another form of a grouped product")
+    weight, axis = mat2, 1
+    turned = c.lowerer.turned.get(mat2.id)
+    if turned is not None:
+        weight, axis = turned, 2
+    return c.emit("grouped_linear", [input, weight, offs], input_axis=axis)
+
+
 @lowering("bilinear")
 def bilinear(c: Call, input1: V, input2: V, weight: V, bias: V | None = None) -> V:
     """x₁ᵀ·W·x₂ + b."""

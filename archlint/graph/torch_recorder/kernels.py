@@ -1,4 +1,4 @@
-"""Kernels that an installation may lack: torchvision without its C++ part.
+"""Kernels that an installation may lack: torchvision without its C++ part, shape functions.
 
 Detectors call ``torchvision.ops.nms``, which refuses to run where the compiled operators are
 missing. Recording a model should not need them.
@@ -35,6 +35,21 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         shared = (last - first).clamp(min=0).prod(-1)
         left = left[shared <= iou_threshold * (areas[left] + areas[best] - shared)]
     return torch.stack(kept) if kept else left
+
+
+def grouped_mm_shape(input: Tensor, mat2: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
+    """What ``torch._grouped_mm`` gives, on meta: torch's own shape function wants bfloat16.
+
+    [rows, k]·[groups, k, n] gives [rows, n]; [k, …]·[…, n] with both ragged gives [groups, k, n].
+    """
+    shape: tuple[int, ...] = (*input.shape[:-1], mat2.shape[-1])
+    if input.dim() == mat2.dim() == 2 and offs is not None:
+        shape = (offs.shape[0], *shape)
+    return input.new_empty(shape)
+
+
+# Shape functions to use on meta instead of torch's own, by the name of the function.
+SHAPES = {"_grouped_mm": grouped_mm_shape}
 
 
 @contextlib.contextmanager

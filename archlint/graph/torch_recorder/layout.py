@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from archlint.graph.torch_recorder.lowering import VIEWS, Call, NotModelled, V, lowering
 
 
@@ -301,9 +303,11 @@ def _unslice(c: Call, base: V, value: V) -> V:
 
 
 @lowering("flip", "fliplr", "flipud")
-def flip(c: Call, input: V, *dims: Any) -> V:
+def flip(c: Call, input: V, *dims: Any, dim: Any = None) -> V:
     """Axes backwards."""
     given: Any = dims[0] if dims and isinstance(dims[0], list | tuple) else dims
+    if dim is not None:
+        given = (dim,) if isinstance(dim, int) else dim
     if c.name != "flip":
         given = (1,) if c.name == "fliplr" else (0,)
     return c.emit("flip", [input], axes=tuple(sorted(int(d) % input.rank for d in given)))
@@ -348,6 +352,30 @@ def rot90(c: Call, input: V, k: int = 1, dims: Sequence[int] = (0, 1)) -> V:
 def windows(c: Call, input: V, dimension: int, size: int, step: int) -> V:
     """Overlapping windows of an axis, as a new last axis."""
     return c.emit("windows", [input], axis=dimension % input.rank, size=size, step=step)
+
+
+@lowering("as_strided")
+def as_strided(c: Call, input: V, size: Any, stride: Any, storage_offset: int | None = None) -> V:
+    """Elements at regular places of a contiguous tensor."""
+    source = c.node.args[0].meta["val"]  # type: ignore[union-attr]
+    if not source.is_contiguous() or source.storage_offset() or storage_offset:
+        raise NotModelled("places in storage that is not the tensor's own, in order")
+    size, stride = ([_integer(n) for n in given] for given in (size, stride))
+    if math.prod(size) > 1 << 24:
+        raise NotModelled("too many places")
+    places = torch.zeros((), dtype=torch.int64)
+    for count, step in zip(size, stride, strict=True):
+        places = places[..., None] + torch.arange(count) * step
+    flat = c.reshape(input, (math.prod(input.shape),))
+    return c.emit("gather", [flat, c.array(places)], axis=0)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, V):
+        if value.elements is None:
+            raise NotModelled("a size that depends on data")
+        return int(value.elements)
+    return int(value)
 
 
 @lowering("tril", "triu")

@@ -87,7 +87,11 @@ def broadcast_shape(*shapes: Sequence[int]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _names_of(function: Lower) -> frozenset[str]:
-    return frozenset(signature(function).parameters)
+    return frozenset(
+        p.name
+        for p in signature(function).parameters.values()
+        if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD
+    )
 
 
 _ALIASES = {"self": "input", "axis": "dim", "x": "input", "keepdims": "keepdim", "dims": "dim",
@@ -220,6 +224,10 @@ class Call:
             return x
         shape = tuple(x.shape[p] for p in order)
         if x.rank == 2:
+            made = self.emit("transpose", [x], shape, x.dtype, permutation=order)
+            self.lowerer.turned[made.id] = x
+            return made
+        if x.rank == 3 and order == (0, 2, 1):  # a matrix for every expert
             made = self.emit("transpose", [x], shape, x.dtype, permutation=order)
             self.lowerer.turned[made.id] = x
             return made

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from archlint.finding import Site
 from archlint.graph.sites import calling_site, constructor_site, origin_of
-from archlint.graph.torch_recorder.kernels import spare_kernels
+from archlint.graph.torch_recorder.kernels import SHAPES, spare_kernels
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.replay import Place, replay, tells_places
 
@@ -221,6 +221,28 @@ _READ_DATA = frozenset(
         "is_nonzero",
     ]
 )
+_SIZED = frozenset(  # functions of a tensor and of sizes
+    [
+        "pad",
+        "interpolate",
+        "view",
+        "reshape",
+        "expand",
+        "repeat",
+        "tile",
+        "unflatten",
+        "narrow",
+        "roll",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "avg_pool1d",
+        "avg_pool2d",
+    ]
+)
 _MOVES = frozenset(("cuda", "cpu", "xpu", "npu", "pin_memory", "share_memory"))
 
 
@@ -267,6 +289,7 @@ class Recorder(TorchFunctionMode):
         self.node_of: dict[int, fx.Node] = {}
         self.kept: list[Any] = []  # tensors are known by identity: none may be freed
         self.known: dict[int, Tensor] = {}  # id -> elements that follow from literals
+        self.supposed: dict[int, Tensor] = {}  # the same for single random numbers: medians
         self.twins: dict[int, Tensor] = {}  # id of a real tensor -> its meta tensor
         self.constants: dict[str, Tensor] = {}
         self.attributes: dict[str, Tensor] = {}
@@ -486,6 +509,8 @@ class Recorder(TorchFunctionMode):
             return self._read(func, short, args, kwargs)
         if short in ("set_", "__set__data") or short.startswith("__set__"):
             return self._execute(func, args, kwargs)
+        if short in _SIZED and self.device == "meta":
+            args, kwargs = self._sizes(args, kwargs)
         leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
         if short in _FROM_DATA:
             return self._from_data(func, short, args, kwargs, leaves)
@@ -526,6 +551,7 @@ class Recorder(TorchFunctionMode):
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.device == "meta":
             args, kwargs = pytree.tree_map_only(Tensor, self.twin, (args, kwargs))
+            func = SHAPES.get(getattr(func, "__name__", ""), func)
         self.inside = True
         try:
             return func(*args, **kwargs)
@@ -548,8 +574,6 @@ class Recorder(TorchFunctionMode):
                     made["device"] = "meta"
         elif self.device == "meta":
             made.pop("generator", None)
-        if self.device == "meta":
-            args = tuple(self._size(a) for a in args)
         knowable = (
             short not in _RANDOM
             and (factory or bool(leaves))
@@ -562,6 +586,8 @@ class Recorder(TorchFunctionMode):
             self._forget(args[0])
         try:
             result = self._execute(func, args, made)
+            if known is None and self.device == "meta" and isinstance(result, Tensor):
+                self._suppose(func, short, args, kwargs, leaves, result)
         except (RuntimeError, NotImplementedError) as problem:
             if known is None or self.device == "cpu":
                 raise
@@ -571,9 +597,41 @@ class Recorder(TorchFunctionMode):
             result = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), known)
         return result, known
 
-    def _size(self, value: Any) -> Any:
-        """A known tensor with one integer where a size is wanted, as the number it is."""
-        return value
+    def _sizes(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments with known integers, where sizes are wanted, as the numbers they are."""
+
+        def number(value: Tensor) -> Any:
+            one = value.numel() == 1 and not value.is_floating_point()
+            return self.known[id(value)].item() if one and self._knows(value) else value
+
+        rest: Any = (args[1:], kwargs)
+        if any(isinstance(v, Tensor) for v in pytree.tree_leaves(rest)):
+            rest = pytree.tree_map_only(Tensor, number, rest)
+        return (*args[:1], *rest[0]), rest[1]
+
+    def _suppose(
+        self, func: Any, short: str, args: Any, kwargs: Any, leaves: list[Tensor], result: Tensor
+    ) -> None:
+        """Take a single random number, should the program branch on it, to be its median.
+
+        Whole layers are skipped by ``torch.rand([]) < p``: at the median the likelier case is seen.
+        """
+        if result.numel() != 1:
+            return
+        if short in _MEDIANS and not leaves:
+            self.supposed[id(result)] = torch.full(
+                result.shape, _MEDIANS[short], dtype=result.dtype, device="cpu"
+            )
+        elif leaves and short not in _RANDOM and any(id(t) in self.supposed for t in leaves):
+            if not all(id(t) in self.supposed or self._knows(t) for t in leaves):
+                return
+            args, kwargs = pytree.tree_map_only(
+                Tensor,
+                lambda t: self.supposed.get(id(t), self.known.get(id(t))),
+                (args, kwargs),
+            )
+            with contextlib.suppress(RuntimeError, TypeError, ValueError):
+                self.supposed[id(result)] = self._execute_plain(func, args, kwargs)
 
     def _knows(self, tensor: Tensor) -> bool:
         if id(tensor) in self.known:
@@ -614,9 +672,13 @@ class Recorder(TorchFunctionMode):
             return self._execute(func, args, kwargs)
         if short in ("float", "int", "bool", "long") and func in _CASTS:
             return self.call_plain(func, Name(short), args, kwargs)
-        if not all(self._knows(t) for t in leaves):
+        if not all(id(t) in self.supposed or self._knows(t) for t in leaves):
             raise DataDependent(f"Tensor.{short} depends on the data")
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self.known[id(t)], (args, kwargs))
+        if any(id(t) in self.supposed for t in leaves):
+            self.notes["forward branches on a random number: taken to be its median"] = None
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda t: self.supposed.get(id(t), self.known.get(id(t))), (args, kwargs)
+        )
         self.inside = True
         try:
             return func(*args, **kwargs)
@@ -748,6 +810,7 @@ class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.recorder.dispatched(func, args, kwargs or {})
 
 
+_MEDIANS = {"rand": 0.5, "randn": 0.0}
 _CHANGING = frozenset(("running_mean", "running_var", "num_batches_tracked"))
 _CHECKS = (
     "has_torch_function",

@@ -76,6 +76,18 @@ def conv_transpose(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = Non
     return y if bias is None else y + bias.reshape(-1, *(1,) * n)
 
 
+@computes("grouped_linear")
+def grouped_linear(c: Call, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Each row times the matrix of its group; zeros past the last group."""
+    matrices = weight if c["input_axis"] == 1 else weight.transpose(1, 2)
+    made = x.new_zeros(x.shape[0], matrices.shape[2])
+    start = 0
+    for matrix, end in zip(matrices, offsets.tolist(), strict=True):
+        made[start:end] = x[start:end] @ matrix
+        start = end
+    return made
+
+
 @computes("bilinear")
 def bilinear(c: Call, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x₁ᵀ·W·x₂ + b with W [out, in1, in2]."""
