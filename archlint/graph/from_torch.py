@@ -234,7 +234,11 @@ def _fitted(graph: LayerGraph) -> LayerGraph:
 @contextlib.contextmanager
 def _mode_of(model: nn.Module, mode: Mode) -> Iterator[None]:
     """Every module in training mode or out of it, and as it was afterwards."""
-    before = [(m, m.training) for m in model.modules()]
+    before = [
+        (m, m.training)
+        for m in model.modules()
+        if "training" in m.__dict__ or isinstance(m, torch.jit.ScriptModule)
+    ]
     try:
         model.train(mode == "train")
     except NotImplementedError:
@@ -246,7 +250,10 @@ def _mode_of(model: nn.Module, mode: Mode) -> Iterator[None]:
         yield
     finally:
         for module, training in before:
-            module.__dict__["training"] = training
+            if "training" in module.__dict__:
+                module.__dict__["training"] = training
+            else:
+                module.training = training
 
 
 @contextlib.contextmanager

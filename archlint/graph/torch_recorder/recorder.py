@@ -462,6 +462,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
+        if torch._C._functorch.maybe_current_level() is not None:
+            # under vmap and the like tensors are wrapped: the dispatcher sees what they hold
+            return func(*args, **kwargs)
         name = name_of(func)
         if (
             isinstance(func, FunctionType)
@@ -807,7 +810,9 @@ class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.recorder.inside:
             return func(*args, **(kwargs or {}))
-        return self.recorder.dispatched(func, args, kwargs or {})
+        # code in C++ gets here while the other mode is on, which would answer for tensors
+        with torch._C.DisableTorchFunction():
+            return self.recorder.dispatched(func, args, kwargs or {})
 
 
 _MEDIANS = {"rand": 0.5, "randn": 0.0}

@@ -209,10 +209,26 @@ def topk(
     return tuple(made)
 
 
+def _is_whole(c: Call, v: V) -> bool:
+    """Whether a value holds integers, of an integer type or cast from one."""
+    if v.integral:
+        return True
+    made = next((n for n in reversed(c.lowerer.builder.nodes) if v.id in n.outputs), None)
+    if made is None or made.op != "cast" or made.inputs[0] is None:
+        return False
+    dtype = c.lowerer.builder.values[made.inputs[0]].dtype
+    return dtype is not None and dtype.startswith(("int", "uint", "bool"))
+
+
 @lowering("bincount", "histc")
-def counts(c: Call, *_: Any, **__: Any) -> V:
-    """Counts carry no signal, but there is no word for them."""
-    raise NotModelled("counting")
+def counts(c: Call, input: V, bins: int = 100, min: float = 0, max: float = 0, **_: Any) -> V:
+    """How often each integer below ``bins`` occurs, such as the tokens of each expert."""
+    if c.name == "bincount" or not _is_whole(c, input) or (min, max) != (0, bins - 1):
+        raise NotModelled("counting what are no integers")
+    flat = c.cast(c.reshape(input, (math.prod(input.shape),)), "int64")
+    shape = (flat.shape[0], bins)
+    marks = c.emit("one_hot", [flat], shape, "int64", depth=bins, axis=1)
+    return c.cast(c.emit("reduce_sum", [marks], (bins,), "int64", axes=(0,)), c.dtype)
 
 
 @lowering("cdist")

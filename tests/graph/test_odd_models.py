@@ -1,0 +1,272 @@
+"""What programs do beside calling layers: hooks, compilers, views, numpy, dictionaries, devices.
+
+Every model here is recorded, and the recorded graph gives what the model gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+from archlint.errors import ArchlintError
+from archlint.graph.from_torch import load_torch, record
+from archlint.graph.model import verify
+from archlint.graph.torch_recorder.recorder import tensors_in
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+
+class Hooked(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc.register_forward_hook(lambda module, args, output: 2 * output)
+        self.fc.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mha = nn.MultiheadAttention(8, 2, batch_first=True, dropout=0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mha(x, x, x)[0]
+
+
+class Scripted(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = torch.jit.script(nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.fc(x))
+
+
+class Compiled(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.compile(nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.fc(x))
+
+
+class Branches(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) if x.sum().item() < 1e9 else x
+
+
+class ThroughNumpy(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        scale = float(x.detach().cpu().numpy().std())
+        return self.fc(x) / scale
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class OwnGradient(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return Square.apply(self.fc(x))
+
+
+class Checkpointed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.fc, x, use_reentrant=False)
+
+
+class Mapped(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(lambda row: torch.tanh(row) * row.sum())(self.fc(x))
+
+
+class Rearranged(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        einops = pytest.importorskip("einops")
+        h = einops.rearrange(self.fc(x), "b (h d) -> b h d", h=2)
+        return einops.reduce(h, "b h d -> b d", "max")
+
+
+class Complex(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.ifft(torch.fft.fft(self.fc(x)) * torch.exp(torch.tensor(1j))).real
+
+
+class InPlace(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        left, right = h.chunk(2, -1)
+        left.mul_(3).add_(right)
+        h[:, 0] = 1
+        h += 1
+        return h.view(-1, 2, 4).transpose(1, 2)
+
+
+class Noisy(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x)
+        return self.fc(x + noise) * torch.bernoulli(torch.full_like(x, 0.5))
+
+
+class WithoutGradient(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.fc(x)
+        return self.fc(x) - target.detach() * 0.5
+
+
+class OnTheGpu(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + torch.arange(8, dtype=x.dtype, device="cpu").to(x.device)
+
+
+class FastPath(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        padding[:, -1] = True
+        return self.encoder(x, src_key_padding_mask=padding)[:, :-1]
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class Structured(Base):
+    def forward(self, x: Tensor) -> Any:
+        h = self.fc(x)
+        return {"a": Output(h, (h + 1,)), "b": [h * 2, None]}
+
+
+class Dictionary(Base):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.fc(batch["x"]) + batch["y"]
+
+
+class Caching(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "table"):
+            self.register_buffer("table", torch.ones(8) * 2)
+        self.last = self.fc(x) * self.table
+        return self.last
+
+
+class LayerDrop(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.rand([]) < 0.1 else self.fc(x)
+
+
+X, SEQUENCE = torch.randn(4, 8), torch.randn(2, 5, 8)
+MODELS: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
+    "hooks that return a value": (Hooked, (X,)),
+    "multi-head attention": (SelfAttention, (SEQUENCE,)),
+    "a scripted module": (Scripted, (X,)),
+    "a compiled module": (Compiled, (X,)),
+    "item": (Branches, (X,)),
+    "numpy": (ThroughNumpy, (X,)),
+    "a gradient of its own": (OwnGradient, (X,)),
+    "checkpointing": (Checkpointed, (X,)),
+    "vmap": (Mapped, (X,)),
+    "einops": (Rearranged, (X,)),
+    "complex numbers": (Complex, (X,)),
+    "writes through views": (InPlace, (X,)),
+    "random numbers": (Noisy, (X,)),
+    "no_grad": (WithoutGradient, (X,)),
+    "devices": (OnTheGpu, (X,)),
+    "encoder with padding": (FastPath, (SEQUENCE,)),
+    "outputs in containers": (Structured, (X,)),
+    "a dictionary": (Dictionary, ({"x": X, "y": X + 1},)),
+    "what it stores in itself": (Caching, (X,)),
+}
+
+
+def _attributes(model: nn.Module) -> dict[str, set[str]]:
+    return {k: {*m.__dict__, *dict(m.named_buffers())} for k, m in model.named_modules()}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", MODELS)
+def test_recorded_graph_gives_what_the_model_gives(name: str, mode: Any) -> None:
+    owner, args = MODELS[name]
+    torch.manual_seed(0)
+    model = owner()
+    before = _attributes(model)
+    recording, _ = record(model, args, mode)
+    assert _attributes(model) == before
+    model.train(mode == "train")
+    with torch.no_grad():
+        torch.manual_seed(1)
+        given = [t.clone() for _, t in tensors_in(args)]
+        found = fx.Interpreter(recording.module()).run(*given)
+        torch.manual_seed(1)
+        if name == "a compiled module":
+            with torch.compiler.set_stance("force_eager"):
+                wanted = [t for _, t in tensors_in(model(*args))]
+        else:
+            wanted = [t for _, t in tensors_in(model(*args))]
+    assert len(found) == len(wanted)
+    for a, b in zip(wanted, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_has_a_layer_graph(name: str) -> None:
+    owner, args = MODELS[name]
+    graph = verify(load_torch(owner(), args))
+    assert any(n.op in ("linear", "attention") for n in graph.walk())
+
+
+class Cuda(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.cuda()).to("cuda:0") + torch.ones(8, device="cuda")
+
+
+def test_a_gpu_that_is_not_there_is_not_needed() -> None:
+    graph = verify(load_torch(Cuda, (X,)))
+    assert [n.op for n in graph.nodes] == ["linear", "add"]
+
+
+def test_data_parallel_is_seen_through() -> None:
+    graph = verify(load_torch(nn.DataParallel(Hooked()), (X,)))
+    assert "fc" in {n.module for n in graph.nodes}
+
+
+def test_skipped_layers_are_seen_as_not_skipped() -> None:
+    graph = verify(load_torch(LayerDrop, (X,)))
+    assert [n.module for n in graph.nodes if n.op == "linear"] == ["fc"]
+    assert any("random number" in note for note in graph.notes)
+
+
+class Raises(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("no such thing")
+
+
+def test_what_forward_raises_is_told_in_one_line() -> None:
+    with pytest.raises(ArchlintError, match=r"Raises raised ValueError .*no such thing"):
+        load_torch(Raises, (X,))
