@@ -185,8 +185,9 @@ def _rendered(
         return ""
     if quiet and not report.findings:
         return ""
-    if form == "concise":
-        return concise.render(report)
+    plain = out is None or not out.isatty()
+    if form == "concise" or (plain and not report.findings and not explain_silence):
+        return concise.render(report)  # nothing to lay out: no need to load rich
     from archlint.report import full
 
     screen = console(out, to_file=out is None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -67,6 +65,8 @@ def find_config(start: Path | None = None) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -83,6 +83,8 @@ def load_config(path: Path | None = None) -> Config:
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
+            import difflib
+
             near = difflib.get_close_matches(key, known, 1)
             raise ArchlintError(
                 f"{path}: [tool.archlint] has no setting {key!r}",

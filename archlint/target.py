@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import re
 import warnings
@@ -187,6 +186,8 @@ def _similar(path: Path) -> str:
         beside = [p.name for p in path.parent.iterdir() if p.suffix == path.suffix]
     except OSError:
         return "check the path"
+    import difflib
+
     near = difflib.get_close_matches(path.name, beside, 1)
     return f"did you mean {short_path(str(path.parent / near[0]))}?" if near else "check the path"
 

@@ -39,7 +39,7 @@ from archlint.initialization.likeness import (
     sample,
     scores,
 )
-from archlint.initialization.moments import Moments, moments
+from archlint.initialization.moments import Moments, distinct, moments
 
 __all__ = ["Fitted", "Moments", "examine", "fit", "fit_graph", "moments"]
 
@@ -192,8 +192,8 @@ def _is_table(array: Array, values: npt.NDArray[np.float64]) -> bool:
         return False
     nonzero = np.abs(values[values != 0.0])
     if nonzero.size >= 32:
-        distinct = np.unique(nonzero)
-        if distinct.size <= nonzero.size // 2 and not _is_quantised(array):
+        some = distinct(nonzero)
+        if some.size <= nonzero.size // 2 and not _is_quantised(array):
             return True
         # A filter bank: no negative element, and most are exactly zero.
         if nonzero.size < 0.2 * values.size and values[0] >= 0.0:
@@ -220,7 +220,7 @@ def _is_quantised(array: Array) -> bool:
 
 
 def _on_a_grid(line: npt.NDArray[np.float64]) -> bool:
-    values = np.unique(line)
+    values = distinct(line)
     if values.size < 4:
         return False
     steps = np.diff(values)
@@ -275,9 +275,9 @@ def _structured(array: Array, m: Moments, leading: int) -> Distribution | None:
 
 def _few_values(array: Array, most: int) -> bool:
     head = array.reshape(-1)[: 4 * most + 64]
-    if np.unique(head).size > most:
+    if distinct(head).size > most:
         return False
-    return bool(np.unique(array).size <= most) if array.size < 1 << 20 else False
+    return bool(distinct(array).size <= most) if array.size < 1 << 20 else False
 
 
 def _on_the_diagonal(array: Array) -> bool:

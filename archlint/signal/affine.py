@@ -190,11 +190,19 @@ def padded_profile(
         total = np.concatenate([[0.0], np.cumsum(profile)])
         low, high = np.clip(start, 0, size), np.clip(start + kernel, 0, size)
         return np.asarray((total[high] - total[low]) / kernel, np.float64)
-    where = start[:, None] + np.arange(kernel) * dilation
+    where = start[:, None] + _taps_inside(start, kernel, dilation, size) * dilation
     inside = (where >= 0) & (where < size)
-    return np.asarray(
-        np.where(inside, profile[np.clip(where, 0, size - 1)], 0.0).mean(axis=1), np.float64
-    )
+    total = np.where(inside, profile[np.clip(where, 0, size - 1)], 0.0).sum(axis=1)
+    return np.asarray(total / kernel, np.float64)
+
+
+def _taps_inside(
+    start: npt.NDArray[np.int64], kernel: int, dilation: int, size: int
+) -> npt.NDArray[np.int64]:
+    """The taps that meet the map at one output position at least; a kernel may be far larger."""
+    first = max(-(int(start.max()) // dilation), 0)
+    last = min((size - 1 - int(start.min())) // dilation, kernel - 1)
+    return np.arange(first, last + 1)
 
 
 def shared_taps(
@@ -203,10 +211,11 @@ def shared_taps(
     """The mean over pairs of output positions of the share of taps that both meet inside the map,
     weighted with the rms there: (1/k)Σ_t (mean over p of √q(p·s + t·d − begin))². A tap that
     one of two positions near the border lacks adds nothing to what they share."""
-    where = (np.arange(out) * stride - begin)[:, None] + np.arange(kernel) * dilation
+    start = np.arange(out) * stride - begin
+    where = start[:, None] + _taps_inside(start, kernel, dilation, profile.size) * dilation
     inside = (where >= 0) & (where < profile.size)
     rms = np.where(inside, np.sqrt(profile)[np.clip(where, 0, profile.size - 1)], 0.0)
-    return float(np.square(rms.mean(axis=0)).mean())
+    return float(np.square(rms.mean(axis=0)).sum() / kernel)
 
 
 @transfers("conv")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +150,7 @@ def read_model(path: Path) -> ModelFile:
                     f"{path} is a zip archive, not an ONNX file",
                     "unpack it, or name the Python class that builds the model (file.py:Net)",
                 )
-            token = f"self:{secrets.token_hex(8)}"
+            token = f"self:{os.urandom(8).hex()}"
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 proto = onnx.ModelProto.FromString(slim(buffer, size, token))
     except (WireError, DecodeError) as error:
