@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ortho_group, truncnorm
 
-from archlint.initialization.initializers import Fans
 from archlint.initialization.fit import fit
+from archlint.initialization.initializers import Fans
 from archlint.initialization.moments import moments
 
 Array = npt.NDArray[np.float64]
