@@ -150,7 +150,8 @@ def moments(array: Array) -> Moments:
 def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The different finite numbers among ``values``, sorted (np.unique loads numpy.ma for it)."""
     ordered = np.sort(values, axis=None)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: ordered.size]]
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: ordered.size]
+    return np.asarray(ordered[first])
 
 
 def _place(flat: int, shape: tuple[int, ...], order: npt.NDArray[np.intp]) -> tuple[int, ...]:
