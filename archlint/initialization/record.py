@@ -121,7 +121,10 @@ class Record:
         self, tensor: Tensor, law: Distribution, parts: Sequence[tuple[float, Law]]
     ) -> Distribution:
         """A table of numbers that came from outside of torch may have been drawn there."""
-        if tensor.device.type == "meta" or not self.watcher.has_elements(tensor):
+        storage = self.watcher.storage(tensor)
+        if storage is not None and storage.elements is not None:
+            tensor = storage.elements
+        elif not self.watcher.has_elements(tensor):
             return law
         fitted = _fit(tensor)
         if fitted is None:
@@ -349,6 +352,8 @@ class _Functions(TorchFunctionMode):
         storage = Storage(made.numel(), content.pieces[0])
         storage.write(geometry(made), content)
         storage.stale = made.device.type != "meta"
+        if self.watcher.is_real(value):
+            storage.elements = value.detach().clone()
         self.watcher.put(made, storage)
         return made
 

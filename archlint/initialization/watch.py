@@ -221,7 +221,8 @@ class Watcher:
             return call.func(*call.args, **kwargs)
         if call.op.name in _READS:
             raise NeedsElements(f"{call.op.name} of a tensor without elements")
-        kwargs.pop("generator", None)
+        if "generator" in kwargs:
+            kwargs["generator"] = None
         written = [t for t in tensors if any(t is w for w in self._written(call))]
         if any(t.device.type != "meta" for t in written):
             for t in written:
@@ -257,6 +258,8 @@ class Watcher:
             return func(*args, **kwargs)
         if op.name in _FACTORIES:
             return _made(self, call)
+        if op.name == "set_":  # the storage is exchanged, and with it what is known
+            return func(*args, **kwargs)
         if op.view:
             result = func(*args, **kwargs)
             if op.name == "lift_fresh" and self.storage(result) is None:
@@ -380,7 +383,9 @@ def _made(watcher: Watcher, call: Call) -> Any:
         return _opaque(watcher, call)
     if call.op.written:  # an out= variant
         return _made_in_place(watcher, call)
-    kwargs = {k: v for k, v in call.kwargs.items() if k not in ("pin_memory", "generator")}
+    kwargs = {k: v for k, v in call.kwargs.items() if k != "pin_memory"}
+    if "generator" in kwargs:  # one of the CPU does not fit; some overloads ask for the argument
+        kwargs["generator"] = None
     shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
     numel = shape_only.numel()
     if name in _TABLES:

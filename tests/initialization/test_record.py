@@ -374,6 +374,29 @@ def test_what_numpy_draws_is_estimated() -> None:
     assert found.second_moment == pytest.approx(0.25, rel=0.1)
 
 
+def test_numbers_from_outside_that_replace_the_data_are_estimated() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Linear(64, 64)
+            self.w.weight.data = torch.from_numpy(np.random.uniform(-1, 1, (64, 64)).astype("f"))
+            self.w.bias.data.copy_(torch.linspace(0, 1, 64))
+            self.g = nn.Parameter(torch.randn(64, 64, generator=torch.Generator()))
+            self.s = nn.utils.parametrizations.spectral_norm(nn.Linear(64, 64))
+
+    found = laws_of(Net)
+    weight, bias, g = found["w.weight"].law, found["w.bias"].law, found["g"].law
+    assert weight is not None
+    assert (weight.family, weight.exact) == ("uniform", False)
+    assert bias is not None
+    assert (bias.family, bias.exact) == ("deterministic", True)
+    assert g is not None
+    assert (g.family, g.exact) == ("normal", True)
+    original = found["s.parametrizations.weight.original"].law
+    assert original is not None
+    assert (original.family, original.exact) == ("uniform", True)
+
+
 def test_what_is_not_understood_is_estimated() -> None:
     found = law(lambda: torch.cumsum(torch.randn(100, 100), 0) * 0 + torch.randn(100, 100), True)
     assert found.second_moment == pytest.approx(1.0, rel=0.1)
