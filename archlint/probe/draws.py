@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from archlint.probe.ops.frame import torch_dtype
 # Families that are drawn as the law says; any other by its first two moments.
 EXACT = frozenset({"normal", "uniform", "truncated_normal", "constant", "zeros", "ones",
                    "orthogonal", "sparse", "dirac", "eye", "two_point", "laplace"})  # fmt: skip
+_WORTH_THREADS = 500_000  # random numbers of a chunk
 _SEEDS = 0x9E3779B97F4A7C15  # odd: distinct draws get distinct seeds
 
 
@@ -93,14 +97,16 @@ class Drawer:
             for kind, size in self.sizes.items()
             if size
         }
-        for i in range(count):
-            generator = torch.Generator(self.device)
-            generator.manual_seed((self.seed * 1_000_003 + first + i) * _SEEDS % 2**63)
-            for kind, row in rows.items():
-                if kind == "normal":
-                    row[i].normal_(generator=generator)
-                else:
-                    row[i].uniform_(generator=generator)
+
+        fill = self._by_quantiles if self.device.type == "cpu" else self._by_torch
+        one = partial(fill, rows, first)
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        if workers > 1 and count > 1 and self.elements * count > _WORTH_THREADS:
+            with ThreadPoolExecutor(workers) as pool:  # filling lets other threads run
+                list(pool.map(one, range(count)))
+        else:
+            for i in range(count):
+                one(i)
         found: dict[str, Tensor] = {}
         made: dict[int, Tensor] = {}
         for name, plan in self.plans.items():
@@ -112,6 +118,26 @@ class Drawer:
                 made[id(plan)] = self._shaped(plan, part)
             found[name] = made[id(plan)]
         return found
+
+    def _by_quantiles(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
+        """Numbers of 16 bits: 65,536 equally likely values, the means of as many equal parts of
+        the law. Three times as fast as exact ones, which are most of the cost of a small network.
+        """
+        bits = np.random.SFC64([self.seed, first + i])
+        for kind, row in rows.items():
+            size = row.shape[1]
+            raw = np.asarray(bits.random_raw(size // 4 + 1)).view(np.uint16)[:size]
+            np.take(_quantiles(kind), raw, out=row[i].numpy(), mode="wrap")
+
+    def _by_torch(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
+        """Numbers of the device's own generator."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed((self.seed * 1_000_003 + first + i) * _SEEDS % 2**63)
+        for kind, row in rows.items():
+            if kind == "normal":
+                row[i].normal_(generator=generator)
+            else:
+                row[i].uniform_(generator=generator)
 
     def _constant(self, name: str, plan: Plan) -> Tensor:
         if name not in self.fixed:
@@ -146,6 +172,21 @@ class Drawer:
             case _:
                 x = x.mul_(law.std) if law.mean == 0.0 else x.mul_(law.std).add_(law.mean)
         return x.reshape(shape)
+
+
+@lru_cache(maxsize=2)
+def _quantiles(kind: str) -> npt.NDArray[np.float32]:
+    """The values of 16 bits, of variance one (normal) or on (0, 1)."""
+    count = 2**16
+    middle = (np.arange(count) + 0.5) / count
+    if kind == "uniform":
+        return middle.astype(np.float32)
+    # The mean of a normal number between two of its quantiles: (φ(a) − φ(b))·count.
+    edges = torch.special.ndtri(torch.arange(count + 1, dtype=torch.float64) / count)
+    density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
+    means = ((density[:-1] - density[1:]) * count).numpy()
+    means /= math.sqrt(float((means**2).mean()))
+    return np.asarray(means, np.float32)
 
 
 def _kind(law: Distribution | None) -> str:

@@ -53,7 +53,7 @@ class Ensemble:
     real: torch.dtype
     device: torch.device
     memory: float
-    most: int = 256  # draws of a chunk: more win no time and cost memory
+    most: int = 32  # draws of a chunk: more win no time and leave the caches
     together: bool = True  # by vmap; else one draw after the other
     done: int = 0
     remarks: list[str] = field(default_factory=list)

@@ -223,10 +223,10 @@ def test_same_seed_same_figures_whatever_the_memory() -> None:
     assert first is not None
     assert second is not None
     assert first.draws == second.draws
-    assert first.figure == pytest.approx(second.figure, rel=1e-9)
+    assert first.figure == pytest.approx(second.figure, rel=1e-5)
     other = run(analysis, [finding], ProbeOptions(draws=64, seed=8)).findings[0].measurement
     assert other is not None
-    assert other.figure != pytest.approx(first.figure, rel=1e-6)
+    assert other.figure != pytest.approx(first.figure, rel=1e-4)
 
 
 def test_clones_are_drawn_alike() -> None:
