@@ -96,33 +96,37 @@ def ensemble(build: Callable[[], nn.Module], shape: tuple[int, ...], memory: flo
     )
 
 
+def compare(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], draws: int) -> None:
+    probe = ensemble(build, shape, 4e9)
+    probe.extend(8)
+    assert probe.together, probe.remarks
+    times: dict[str, list[tuple[float, float]]] = {"plain": [], "probe": []}
+
+    def timed(kind: str, work: Callable[[], None]) -> None:
+        start = time.perf_counter(), time.process_time()
+        work()
+        times[kind].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+
+    for _ in range(ROUNDS):
+        timed("plain", lambda: plain(build, shape, draws))
+        timed("probe", lambda: probe.extend(probe.done + draws))
+    for i, clock in enumerate(("passed", "of the processor")):
+        loop, together = (statistics.median(t[i] for t in times[k]) for k in times)
+        print(f"{name}: loop {loop:.2f} s, probe {together:.3f} s {clock}, "
+              f"{loop / together:.1f} times faster ({probe.real})")  # fmt: skip
+
+
 def main() -> None:
     draws = int(sys.argv[1]) if len(sys.argv) > 1 else 256
     for name, (build, shape) in NETS.items():
-        probe = ensemble(build, shape, 4e9)
-        probe.extend(8)
-        assert probe.together, probe.remarks
-        times: dict[str, list[tuple[float, float]]] = {"plain": [], "probe": []}
-
-        def timed(kind: str, work: Callable[[], None]) -> None:
-            start = time.perf_counter(), time.process_time()
-            work()
-            times[kind].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-
-        for _ in range(ROUNDS):
-            timed("plain", lambda: plain(build, shape, draws))
-            timed("probe", lambda: probe.extend(probe.done + draws))
-        for i, clock in enumerate(("passed", "of the processor")):
-            loop, together = (statistics.median(t[i] for t in times[k]) for k in times)
-            print(f"{name:>20}: loop {loop:.2f} s, probe {together:.3f} s {clock}: "
-                  f"{loop / together:.1f} times faster ({probe.real}, chunks of {probe.chunk})")  # fmt: skip
+        compare(name, build, shape, draws)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for memory in (2e8,):
-        probe = ensemble(transformer, (2, 16, 32), memory)
-        probe.extend(4096)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"4096 draws under {memory / 1e6:.0f} MB: chunks of {probe.chunk}, the peak grew by "
-              f"{(after - before) / 1024:.0f} MB")  # fmt: skip
+    memory = 2e8
+    probe = ensemble(transformer, (2, 16, 32), memory)
+    probe.extend(4096)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"4096 draws under {memory / 1e6:.0f} MB: chunks of {probe.chunk}, the peak grew by "
+          f"{(after - before) / 1024:.0f} MB")  # fmt: skip
 
 
 if __name__ == "__main__":
