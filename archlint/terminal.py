@@ -64,18 +64,24 @@ def console(out: TextIO | None = None, to_file: bool = False) -> Console:
 def complain(error: ArchlintError) -> None:
     """Print a user's mistake: one line, the traceback of their code where there is one, a hint."""
     line = " ".join(error.message.split())
-    click.secho("error", fg="red", bold=True, nl=False, err=True)
+    _label("error", "red")
     click.echo(f": {line}", err=True)
     for text in error.details.splitlines():
         click.echo(f"  {text}".rstrip(), err=True)
     if error.hint:
-        click.secho("  hint", fg="cyan", nl=False, err=True)
+        _label("  hint", "cyan", bold=False)
         click.echo(f": {error.hint}", err=True)
+
+
+def _label(text: str, colour: str, bold: bool = True) -> None:
+    """What kind of line it is, in colour where the terminal has it and nobody objects."""
+    wanted = False if os.environ.get("NO_COLOR") else None
+    click.secho(text, fg=colour, bold=bold or None, nl=False, err=True, color=wanted)
 
 
 def warn(text: str) -> None:
     """Print a remark on what was not looked at."""
-    click.secho("warning", fg="yellow", bold=True, nl=False, err=True)
+    _label("warning", "yellow")
     click.echo(f": {text}", err=True)
 
 

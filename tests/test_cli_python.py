@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.terminal import run, run_here, write
+from tests.terminal import ROOT, run, run_here, write
 
 NET = '''\
 import torch
@@ -122,6 +125,33 @@ def test_a_file_without_models(tmp_path: Path) -> None:
     assert code == 2
     assert "defines no model that can be built without arguments" in said
     assert "build(n: int)" in said
+
+
+def test_a_call_with_literals() -> None:
+    pytest.importorskip("timm")
+    done = run_here(ROOT, 'timm:create_model("resnet18", num_classes=10)', "--format", "json")
+    assert done.code == 0, done.err
+    (found,) = json.loads(done.out)["targets"]
+    assert found["input"] == {"x": "2x3x224x224"}
+    done = run_here(ROOT, 'timm:create_model("resnet1")')
+    assert done.code == 2
+    assert 'building timm:create_model("resnet1") raised RuntimeError: Unknown model' in done.err
+
+
+def test_without_torch(project: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['archlint', 'net.py:Net']\n"
+        "from archlint.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: net.py:Net is a PyTorch model, and torch is not installed here",
+        "  hint: pip install 'archlint-nn[torch]', into the environment that the model runs in",
+    ]
 
 
 MISTAKES = {
