@@ -28,7 +28,7 @@ _Sources = dict[str, Gradient]
 
 
 def gradients(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, Gradient]:
-    """The gradient of ∂⟨output, ξ⟩/∂v of every value v that depends on an input.
+    """The gradient ∂⟨output, ξ⟩/∂v of every value v that a node makes, and of the inputs.
 
     ξ ~ N(0,1) is independent for every element of every output of real numbers. A value that no
     output depends on has the gradient 0; unknown is what an op without a backward function, or one
@@ -46,8 +46,6 @@ def gradients(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, Gra
         )
     found: dict[str, Gradient] = {}
     for node in reversed(graph.nodes):
-        if all(out in graph.static for out in node.outputs):
-            continue
         for out in node.outputs:
             found[out] = _sum(graph, out, arriving.pop(out, []), sources)
         _hand_on(graph, node, signals, found, arriving, sources)
@@ -87,7 +85,10 @@ def _hand_on(
     arriving: dict[str, list[Gradient]], sources: _Sources,
 ) -> None:  # fmt: skip
     """Add what a node's inputs get from it."""
-    wanted = [v is not None and v not in graph.static and _is_real(graph, v) for v in node.inputs]
+    wanted = [
+        v is not None and (v in graph.producer or v in graph.inputs) and _is_real(graph, v)
+        for v in node.inputs
+    ]
     if not any(wanted):
         return
     gradients = tuple(found[out] for out in node.outputs)
@@ -100,8 +101,12 @@ def _hand_on(
         results = BACKWARD[node.op](Back(graph, node, signals, {}, gradients))
     for i, (value, want) in enumerate(zip(node.inputs, wanted, strict=True)):
         g = results[i] if i < len(results) else None
-        if not want or value is None or g is None:
+        if not want or value is None:
             continue
+        if g is None:
+            if value not in graph.static:
+                continue
+            g = UNKNOWN_GRADIENT  # a weight that was computed from weights: not followed
         own = f"{node.id}:{i}"
         if own in g.origin:
             sources[own] = g

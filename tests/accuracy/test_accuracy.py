@@ -72,6 +72,11 @@ def test_sample(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(errors) >= 8
     assert quantile(errors, 0.5) <= 0.05
     assert quantile(errors, 0.95) <= 0.30
+    assert comparison.unknown_gradients == []
+    gradients = comparison.errors("gradient")
+    assert len(gradients) >= 8
+    assert quantile(gradients, 0.5) <= 0.16  # twice the bars: few draws
+    assert quantile(gradients, 0.95) <= 0.6
 
 
 # (set, forward median, forward 95 %): medians over the models of the set.
@@ -99,3 +104,22 @@ def test_set(name: str, median: float, high: float) -> None:
             assert quantile([quantile(r, 0.95) for r in rows], 0.5) <= 0.15
     unknown = sum(c.unknown_values for c in comparisons) / sum(c.values for c in comparisons)
     assert unknown <= 0.01
+
+
+# (set, gradient median, gradient 95 %): medians over the models of the set.
+GRADIENT_BARS = [
+    ("plain", 0.02, 0.08),
+    ("timm", 0.08, 0.35),
+    ("transformers", 0.10, 0.40),
+    ("others", 0.12, 0.45),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("name", "median", "high"), GRADIENT_BARS)
+def test_gradients_of_a_set(name: str, median: float, high: float) -> None:
+    rows = [e for c in collect([name]) if (e := c.errors("gradient"))]
+    assert rows
+    assert quantile([quantile(r, 0.5) for r in rows], 0.5) <= median
+    assert quantile([quantile(r, 0.95) for r in rows], 0.5) <= high

@@ -114,7 +114,24 @@ def _attention(step: Back) -> list[Gradient | None]:
     spread = features * g.second_moment * v.second_moment * max(1 - shared_v, 0.0)
     to_q = _to_queries(step, g, p, spread, k, shared_k, scale)
     to_k = _to_keys(step, g, c, p, spread, q, scale, queries, keys, heads)
+    if step.has(3):
+        rest[0] = _to_bias(step, g, p, spread, keys)
     return [to_q, to_k, values, *rest]
+
+
+def _to_bias(step: Back, g: Gradient, p: _Weights, spread: float, keys: int) -> Gradient:
+    """What is added to the logits gets their gradient, summed over what it was copied along."""
+    shape, out = step.shape(3), step.out_shape()
+    if shape is None or out is None or None in (*shape, *out) or len(shape) > len(out):
+        return UNKNOWN_GRADIENT
+    whole = (*out[:-1], keys)
+    lead = whole[: len(whole) - len(shape)]
+    copies = math.prod(n or 1 for n in lead)
+    for n, m in zip(whole[len(lead) :], shape, strict=True):
+        copies *= (n or 1) if m == 1 else 1
+    second = spread * p.free / keys * copies
+    along = (*((0.0,) * (len(shape) - 1)), -1 / max(keys - 1, 1))
+    return Gradient(second, along, origin=step.source(3))
 
 
 def _heads(shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) -> float | None:

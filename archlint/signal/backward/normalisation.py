@@ -58,30 +58,35 @@ def passed(freedom: float, variance: float, eps: float, lost_mean: float, lost_s
     return (max(float(weight @ both_lost), 0.0), float(weight @ inverse), float(weight @ size))
 
 
-def channel_variation(step: Back, value: str | None, most: int = 48) -> float:
+_MOST_NODES = 128  # that are looked back over; what lies further back has little weight
+
+
+def channel_variation(step: Back, value: str | None) -> float:
     """Var v/(E v)² of a channel's variance v over the draw of the weights that make it: 2/fan-in
     behind an affine map (v is a quadratic form in its row), 0 behind BatchNorm, of a sum by the
     squared shares of its terms."""
-    node = step.graph.producer.get(value or "")
-    if node is None or most <= 0:
-        return 0.0
-    if node.op in ("linear", "conv", "conv_transpose"):
-        count = fans(node, step.graph)
-        return 2 / count.fan_in if count is not None else 0.0
-    if node.op in ("batch_norm", "instance_norm"):
-        return 0.0
-    if node.op in ("add", "sub"):
-        parts = [v for v in node.inputs if v is not None and v not in step.graph.static]
-        variances = [step.signals.get(v, UNKNOWN_SIGNAL).variance or 0.0 for v in parts]
-        total = sum(variances)
-        if total <= 0:
+    left = _MOST_NODES
+
+    def variation(value: str | None) -> float:
+        nonlocal left
+        left -= 1
+        node = step.graph.producer.get(value or "")
+        if node is None or left <= 0 or node.op in ("batch_norm", "instance_norm"):
             return 0.0
-        return sum((w / total) ** 2 * channel_variation(step, v, most - 1)
-                   for v, w in zip(parts, variances, strict=True))  # fmt: skip
-    carried = [v for v in node.inputs if v is not None and v not in step.graph.static]
-    if node.op == "concat":
-        return max((channel_variation(step, v, most // 4) for v in carried), default=0.0)
-    return channel_variation(step, carried[0], most - 1) if carried else 0.0
+        if node.op in ("linear", "conv", "conv_transpose"):
+            count = fans(node, step.graph)
+            return 2 / count.fan_in if count is not None and count.fan_in else 0.0
+        carried = [v for v in node.inputs if v is not None and v not in step.graph.static]
+        if node.op in ("add", "sub"):
+            variances = [step.signals.get(v, UNKNOWN_SIGNAL).variance or 0.0 for v in carried]
+            total = sum(variances)
+            return sum((w / total) ** 2 * variation(v)
+                       for v, w in zip(carried, variances, strict=True) if w > 0)  # fmt: skip
+        if node.op == "concat":
+            return max(map(variation, carried), default=0.0)
+        return variation(carried[0]) if carried else 0.0
+
+    return variation(value)
 
 
 def normalised(
