@@ -377,7 +377,8 @@ def _matmul(step: Step) -> Signal:
         kept_b = b.roles if len(b.roles) == len(other) == len(out) else ()
         roles = kept_b if len(kept_b) == len(out) else _linear_roles(len(out))
     counts = _counts([(n, _role(a, -1, shape), _role(b, over_b, other))])
-    return contracted(a, b, counts, roles)
+    moves = ("position" in a.roles[:-1], "position" in last)
+    return contracted(a, b, counts, roles, moves)
 
 
 def _role(x: Signal, axis: int, shape: tuple[int | None, ...]) -> Role:
@@ -398,11 +399,14 @@ def _counts(axes: Sequence[tuple[int, Role, Role]]) -> tuple[int, int, int]:
 
 
 def contracted(
-    a: Signal, b: Signal, counts: tuple[int, int, int], roles: tuple[Role, ...]
-) -> Signal:
+    a: Signal, b: Signal, counts: tuple[int, int, int], roles: tuple[Role, ...],
+    moves: tuple[bool, bool] = (True, True),
+) -> Signal:  # fmt: skip
     """Σ a_i b_i of two tensors that depend on each other through their means at most:
     E(Σ)² = E a² E b² Σ_{i,i′} c_a(i, i′)·c_b(i, i′), with each operand's own correlation between
-    two terms: of one feature at two positions, or the mean's square of two features."""
+    two terms: of one feature at two positions, or the mean's square of two features. ``moves``
+    tells which operand the positions of the output come from: the other one's terms are the same
+    at two positions of the output."""
     if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
         return Signal(roles=roles)
     terms, places, samples = counts
@@ -424,6 +428,10 @@ def contracted(
     within = times(a.position_correlation, b.position_correlation)
     between = times(a.sample_correlation, b.sample_correlation)
     apart = times(a.apart, b.apart)
+    moved = times(a.position_correlation if moves[0] else 1.0,
+                  b.position_correlation if moves[1] else 1.0)  # fmt: skip
+    moved_apart = times(a.apart if moves[0] else a.sample_correlation,
+                        b.apart if moves[1] else b.sample_correlation)  # fmt: skip
     second = summed(1.0, within)
     if second is None:
         return Signal(roles=roles)
@@ -434,10 +442,10 @@ def contracted(
     side = 1 if a.one_sided * b.one_sided > 0 else 0
     return Signal(
         terms * a.mean * b.mean, second,
-        correlated(summed(within, within), second) if left else 1.0,
+        correlated(summed(moved, within), second) if left else 1.0,
         correlated(summed(between, apart), second), None, (), side, roles,
         gaussian=features * places >= 8,
-        cross_correlation=correlated(summed(apart, apart), second),
+        cross_correlation=correlated(summed(moved_apart if left else between, apart), second),
     )  # fmt: skip
 
 
@@ -469,4 +477,6 @@ def _einsum(step: Step) -> Signal:
         if letter in terms[0] and letter in terms[1] and two != default:
             one = two if one == default else one
         found.append(one if letter in terms[0] else two)
-    return contracted(a, b, _counts(axes), tuple(found))
+    kept = [x for x in right if "position" in (role[0].get(x), role[1].get(x))]
+    moves = (any(x in terms[0] for x in kept), any(x in terms[1] for x in kept))
+    return contracted(a, b, _counts(axes), tuple(found), moves)

@@ -21,7 +21,8 @@ from archlint.signal.rotation import turned
 from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
 
 _GRID = 100  # points of the outer integral at least
-_STEPS = 14  # lengths at which a causal mask is evaluated, in geometric steps
+_EACH = 64  # queries under a causal mask up to which each is evaluated
+_STEPS = 14  # lengths at which a longer one is, in geometric steps
 
 
 def participation(variance: float, keys: int) -> float:
@@ -175,7 +176,7 @@ def seen_by(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
 
 def _causal(first: int, last: int) -> tuple[tuple[int, int], ...]:
     """Queries that see ``first`` … ``last`` keys, many of them in groups with one number each."""
-    if last - first < 2 * _STEPS:
+    if last - first < _EACH:
         return tuple((n, 1) for n in range(first, last + 1))
     edges = np.unique(np.geomspace(first, last + 1, _STEPS + 1).round().astype(int))
     return tuple(((int(a) + int(b)) // 2, int(b) - int(a))

@@ -258,7 +258,8 @@ def _split(step: Step) -> tuple[Signal, ...]:
         length = known_size(step.out_shape(i), (axis,))
         if length is None:
             return tuple(_part(step, [axis]) for _ in step.node.outputs)
-        found.append(_taken(x, axis, range(start, start + length)))
+        whole = _of_concat(step, axis, start, start + length)
+        found.append(whole or _taken(x, axis, range(start, start + length)))
         start += length
     return tuple(found)
 
@@ -272,8 +273,38 @@ def _slice(step: Step) -> Signal:
         size = shape[axis] if shape is not None else None
         if size is None:
             return _part(step, step.ints("axes"))
-        x = _taken(x, axis, range(*slice(start, end, stride).indices(size)))
+        places = range(*slice(start, end, stride).indices(size))
+        whole = None
+        if len(step.ints("axes")) == 1 and stride == 1:
+            whole = _of_concat(step, axis, places.start, places.stop)
+        x = whole or _taken(x, axis, places)
     return x
+
+
+def _of_concat(step: Step, axis: int, start: int, stop: int) -> Signal | None:
+    """What lies between two places along the axis of a concatenation, from the parts that do, each
+    taken whole; None where a part is cut or the input is no concatenation."""
+    producer = step.graph.producer.get(step.value(0) or "")
+    if producer is None or producer.op != "concat" or producer.attributes.get("axis") != axis:
+        return None
+    at = 0
+    kept: list[tuple[Signal, int]] = []
+    for value in producer.inputs:
+        n = known_size(step.graph.shape(value), (axis,))
+        if n is None:
+            return None
+        if at < stop and at + n > start and n > 0:
+            if at < start or at + n > stop:
+                return None
+            kept.append((step.signals.get(value or "", UNKNOWN_SIGNAL), n))
+        at += n
+    if not kept or any(not p.known for p, _ in kept):
+        return None
+    x = step.signal(0)
+    if len(kept) == 1:
+        return kept[0][0].but(roles=x.roles)
+    along = bool(x.roles) and axis < len(x.roles) and x.roles[axis] == "position"
+    return weighted_mean(kept, x.roles, over_positions=along)
 
 
 @transfers("windows")

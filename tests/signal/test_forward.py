@@ -1,0 +1,304 @@
+"""Every family of transfer functions against Monte Carlo, and the laws that all of them obey."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from archlint.graph.from_torch import load_torch
+from archlint.signal.activations import activation
+from archlint.signal.attention import participation
+from archlint.signal.elementwise import added, multiplied, scaled, through
+from archlint.signal.interpolation import concentration
+from archlint.signal.moments import Signal
+from archlint.signal.pooling import averaged
+from archlint.signal.propagate import propagate
+from tests.accuracy.monte_carlo import pair_correlations
+
+DRAWS = 60
+
+
+class Net(nn.Module):
+    """Modules, and what is done with them to one input."""
+
+    def __init__(self, run: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``slack``: relative error of the rms allowed beyond four standard errors; ``pairs``: absolute
+    error allowed of correlations."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    slack: float = 0.01
+    pairs: float = 0.04
+
+
+def _case(name: str, shape: tuple[int, ...], run: Callable[..., Any], slack: float = 0.01,
+          pairs: float = 0.04, **parts: Callable[[], nn.Module]) -> Case:  # fmt: skip
+    return Case(name, lambda: Net(run, **{k: make() for k, make in parts.items()}), shape, slack,
+                pairs)  # fmt: skip
+
+
+def _relu_conv(**options: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(),
+                                 nn.Conv2d(24, 24, 3, **options))  # fmt: skip
+
+
+def _stem() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+
+
+def _tokens() -> nn.Module:
+    return nn.Sequential(nn.Linear(48, 96), nn.LayerNorm(96))
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _attend(n: Any, x: Tensor, **options: Any) -> Tensor:
+    h = n.stem(x)
+    q, k, v = n.qkv(h).chunk(3, -1)
+    out = F.scaled_dot_product_attention(_heads(q, 4), _heads(k, 4), _heads(v, 4), **options)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _gate(n: Any, x: Tensor) -> Tensor:
+    h = n.stem(x)
+    return h * torch.sigmoid(n.b(torch.relu(n.a(h.mean((2, 3), keepdim=True)))))
+
+
+IMAGE, ROW, TOKENS = (4, 3, 16, 16), (4, 48), (4, 24, 48)
+CASES = [
+    _case("linear", ROW, lambda n, x: n.a(x), a=lambda: nn.Linear(48, 64)),
+    _case("two linear", ROW, lambda n, x: n.b(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 64),
+          b=lambda: nn.Linear(64, 64)),
+    _case("conv padding", IMAGE, lambda n, x: n.a(x), a=_relu_conv(padding=1)),
+    _case("conv stride", IMAGE, lambda n, x: n.a(x), a=_relu_conv(stride=2, padding=1)),
+    _case("conv dilation", IMAGE, lambda n, x: n.a(x), a=_relu_conv(dilation=2, padding=2)),
+    _case("conv depthwise", IMAGE, lambda n, x: n.a(x), a=_relu_conv(groups=24, padding=1)),
+    _case("conv circular", IMAGE, lambda n, x: n.a(x),
+          a=_relu_conv(padding=1, padding_mode="circular")),
+    _case("conv 1d", (4, 6, 40), lambda n, x: n.a(x), a=lambda: nn.Conv1d(6, 24, 5, padding=2)),
+    _case("conv transposed", IMAGE, lambda n, x: n.b(torch.relu(n.a(x))),
+          a=lambda: nn.Conv2d(3, 24, 3, padding=1),
+          b=lambda: nn.ConvTranspose2d(24, 16, 4, stride=2, padding=1)),
+    _case("bilinear", ROW, lambda n, x: n.c(n.a(x), n.b(x)), a=lambda: nn.Linear(48, 32),
+          b=lambda: nn.Linear(48, 24), c=lambda: nn.Bilinear(32, 24, 32), slack=0.03),
+    *(_case(f"activation {name}", ROW, lambda n, x: n.f(2 * n.a(x)), a=lambda: nn.Linear(48, 64),
+            f=make)
+      for name, make in {
+          "relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.2), "gelu": nn.GELU, "silu": nn.SiLU,
+          "mish": nn.Mish, "elu": nn.ELU, "selu": nn.SELU, "tanh": nn.Tanh, "prelu": nn.PReLU,
+          "sigmoid": nn.Sigmoid, "hardswish": nn.Hardswish, "softplus": nn.Softplus,
+          "relu6": nn.ReLU6, "hardsigmoid": nn.Hardsigmoid}.items()),
+    _case("sum of branches", ROW, lambda n, x: n.a(x) + torch.relu(n.b(x)),
+          a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(48, 64)),
+    _case("residual", ROW, lambda n, x: x + n.b(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 64),
+          b=lambda: nn.Linear(64, 48)),
+    _case("glu", ROW, lambda n, x: F.glu(n.a(x)), a=lambda: nn.Linear(48, 128)),
+    _case("swiglu", ROW, lambda n, x: F.silu(n.a(x)) * n.b(x), a=lambda: nn.Linear(48, 96),
+          b=lambda: nn.Linear(48, 96), slack=0.02),
+    _case("squeeze and excite", IMAGE, _gate, stem=_stem, a=lambda: nn.Conv2d(32, 8, 1),
+          b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
+    _case("dropout", ROW, lambda n, x: n.d(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 256),
+          d=lambda: nn.Dropout(0.3)),
+    _case("batch norm", IMAGE, lambda n, x: n.a(x), a=_stem),
+    _case("batch norm of few", (4, 48), lambda n, x: n.b(n.a(x)), a=lambda: nn.Linear(48, 64),
+          b=lambda: nn.BatchNorm1d(64)),
+    _case("layer norm", TOKENS, lambda n, x: n.b(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 96),
+          b=lambda: nn.LayerNorm(96)),
+    _case("rms norm", TOKENS, lambda n, x: n.b(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 96),
+          b=lambda: nn.RMSNorm(96)),
+    _case("group norm", IMAGE, lambda n, x: n.b(n.a(x)), a=_relu_conv(padding=1),
+          b=lambda: nn.GroupNorm(4, 24)),
+    _case("instance norm", IMAGE, lambda n, x: n.b(n.a(x)), a=_relu_conv(padding=1),
+          b=lambda: nn.InstanceNorm2d(24)),
+    _case("l2 norm", ROW, lambda n, x: F.normalize(n.a(x), dim=-1), a=lambda: nn.Linear(48, 64)),
+    _case("average pool", IMAGE, lambda n, x: F.avg_pool2d(n.a(x), 2), a=_stem, slack=0.02),
+    _case("average pool with padding", IMAGE, lambda n, x: F.avg_pool2d(n.a(x), 3, 2, 1), a=_stem,
+          slack=0.02),
+    _case("global pool", IMAGE, lambda n, x: F.adaptive_avg_pool2d(n.a(x), 1), a=_stem,
+          slack=0.02),
+    _case("max pool", IMAGE, lambda n, x: F.max_pool2d(n.a(x), 3, 2, 1), a=_stem, slack=0.02),
+    _case("max pool of silu", IMAGE, lambda n, x: F.max_pool2d(F.silu(n.a(x)), 2),
+          a=lambda: nn.Conv2d(3, 32, 3, padding=1), slack=0.02),
+    _case("bilinear resize", IMAGE, lambda n, x: F.interpolate(
+        n.a(x), scale_factor=2, mode="bilinear"), a=_stem, slack=0.02),
+    _case("bicubic resize", IMAGE, lambda n, x: F.interpolate(
+        n.a(x), size=(11, 11), mode="bicubic"), a=_stem, slack=0.02),
+    _case("nearest resize", IMAGE, lambda n, x: F.interpolate(n.a(x), scale_factor=2), a=_stem),
+    _case("pixel shuffle", IMAGE, lambda n, x: F.pixel_shuffle(n.a(x), 2), a=_stem),
+    _case("concat and split", IMAGE, lambda n, x: torch.cat([n.a(x), 3 * x], 1)[:, :32], a=_stem),
+    _case("merged and back", TOKENS, lambda n, x: n.b(torch.relu(n.a(x)).flatten(0, 1)).unflatten(
+        0, (4, 24)).mean(1), a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(64, 32),
+          slack=0.02),
+    _case("pad", IMAGE, lambda n, x: F.pad(n.a(x), (1, 2, 1, 2)), a=_stem),
+    _case("attention", TOKENS, _attend, stem=_tokens, qkv=lambda: nn.Linear(96, 288), slack=0.02),
+    _case("attention causal", TOKENS, lambda n, x: _attend(n, x, is_causal=True), stem=_tokens,
+          qkv=lambda: nn.Linear(96, 288), slack=0.02),
+    _case("attention sharp", TOKENS, lambda n, x: _attend(n, x, scale=1.2), stem=_tokens,
+          qkv=lambda: nn.Linear(96, 288), slack=0.04),
+    _case("softmax spelled", TOKENS, lambda n, x: n.a(x).softmax(-1) @ n.b(x),
+          a=lambda: nn.Linear(48, 24), b=lambda: nn.Linear(48, 64), slack=0.02),
+    _case("einsum", TOKENS, lambda n, x: torch.einsum("btc,bsc->bts", n.a(x), n.b(x)),
+          a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(48, 64), slack=0.02),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_against_draws(case: Case) -> None:
+    """E v² within four standard errors over fresh weights and inputs and ``slack``; the mean by the
+    same error; correlations within ``pairs``."""
+    torch.manual_seed(0)
+    graph = load_torch(case.build(), {"x": (case.shape, "float32")})
+    predicted = propagate(graph)[graph.outputs[0]]
+    assert predicted.second_moment is not None
+    squares, means, pairs = [], [], []
+    for _ in range(DRAWS):
+        with torch.no_grad():
+            y = case.build().train()(torch.randn(case.shape)).double()
+        squares.append(float(y.square().mean()))
+        means.append(float(y.mean()))
+        pairs.append(pair_correlations(y))
+    measured = float(np.mean(squares))
+    error = float(np.std(squares, ddof=1)) / math.sqrt(DRAWS)
+    # the laws of one drawn model's weights are known up to their own sampling error
+    limit = 4 * error + 2 * case.slack * measured
+    assert abs(predicted.second_moment - measured) <= limit, (predicted.rms, measured**0.5)
+    assert predicted.mean is not None
+    deviation = float(np.std(means, ddof=1)) / math.sqrt(DRAWS)
+    assert abs(predicted.mean - np.mean(means)) <= 4 * deviation + case.slack * measured**0.5
+    if len(predicted.roles) != y.ndim:
+        return
+    for role, value in (("sample", predicted.sample_correlation),
+                        ("position", predicted.position_correlation)):  # fmt: skip
+        axes = [a for a, r in enumerate(predicted.roles) if r == role and y.shape[a] > 1]
+        if axes and value is not None:
+            key = "".join(map(str, axes))
+            assert abs(value - np.mean([p[key] for p in pairs])) <= case.pairs, role
+
+
+# --------------------------------------------------------------------------- laws of the algebra
+
+unit = st.floats(-1.0, 1.0)
+positive = st.floats(1e-3, 1e3)
+
+
+@st.composite
+def signals(draw: st.DrawFn) -> Signal:
+    """Moments that a tensor can have: |mean| ≤ rms, correlations from (mean/rms)² to 1."""
+    second = draw(positive)
+    mean = draw(unit) * math.sqrt(second)
+    floor = mean * mean / second
+    p, s, x = (floor + (1 - floor) * draw(st.floats(0, 1)) for _ in range(3))
+    return Signal(mean, second, p, s, 0.0, roles=("sample", "position", "feature"),
+                  cross_correlation=min(p, s, x))  # fmt: skip
+
+
+def _holds(x: Signal) -> None:
+    assert x.second_moment is not None
+    assert x.second_moment >= 0
+    if x.mean is not None:
+        assert x.mean**2 <= x.second_moment * (1 + 1e-6) + 1e-12
+    for c in (x.position_correlation, x.sample_correlation, x.cross_correlation):
+        assert c is None or -1 <= c <= 1
+
+
+@given(signals(), signals(), st.sampled_from([1.0, -1.0]))
+def test_sums_and_products_hold(a: Signal, b: Signal, sign: float) -> None:
+    _holds(added(a, b, sign))
+    _holds(multiplied(a, b))
+    whole = added(a, b)
+    assert whole.mean == pytest.approx((a.mean or 0) + (b.mean or 0), abs=1e-9)
+
+
+@given(signals(), st.floats(-50, 50))
+def test_scale(x: Signal, factor: float) -> None:
+    y = scaled(x, factor)
+    _holds(y)
+    assert y.second_moment == pytest.approx((x.second_moment or 0) * factor**2)
+    assert y.position_correlation == x.position_correlation
+
+
+@settings(max_examples=40, deadline=None)
+@given(signals(), st.sampled_from(["relu", "gelu", "tanh", "silu", "sigmoid", "elu", "abs"]))
+def test_activations_hold(x: Signal, name: str) -> None:
+    phi = activation(name, {})
+    assert phi is not None
+    _holds(through(x, phi))
+
+
+@settings(max_examples=40, deadline=None)
+@given(signals(), st.floats(0.01, 100))
+def test_homogeneous_activations_are_equivariant(x: Signal, factor: float) -> None:
+    phi = activation("relu", {})
+    assert phi is not None
+    a, b = through(scaled(x, factor), phi), scaled(through(x, phi), factor)
+    assert a.second_moment == pytest.approx(b.second_moment, rel=1e-6)
+    assert a.sample_correlation == pytest.approx(b.sample_correlation, abs=1e-6)
+
+
+@given(signals(), st.integers(1, 500))
+def test_averages_hold(x: Signal, count: int) -> None:
+    y = averaged(x, count, x.position_correlation)
+    _holds(y)
+    assert (y.second_moment or 0) <= (x.second_moment or 0) * (1 + 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 200), st.integers(1, 5000))
+def test_participation_holds(variance: float, keys: int) -> None:
+    found = participation(variance, keys)
+    assert 1 / keys <= found * (1 + 1e-9)
+    assert found <= 1
+    assert participation(variance * 1.5 + 0.1, keys) >= found * (1 - 5e-3)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize(("before", "after"), [(7, 14), (14, 7), (10, 13), (30, 28)])
+@pytest.mark.parametrize("corners", [False, True])
+def test_concentration(mode: str, before: int, after: int, corners: bool) -> None:
+    """Against the weights that torch interpolates with."""
+    x = torch.eye(before, dtype=torch.float64)[:, None, :, None].expand(-1, 1, -1, before)
+    torch_mode = "bilinear" if mode == "linear" else "bicubic"
+    y = F.interpolate(x, size=(after, before), mode=torch_mode, align_corners=corners)
+    weights = y[:, 0, :, 0].T
+    coordinates = "align_corners" if corners else "half_pixel"
+    found = concentration(before, after, mode, coordinates)
+    assert found == pytest.approx(float(weights.square().sum(1).mean()), rel=1e-6)
+
+
+def test_one_pass_is_linear_in_the_nodes() -> None:
+    """Ten times the layers take about ten times as long, not a hundred."""
+    import time
+
+    def seconds(depth: int) -> float:
+        layers = [m for _ in range(depth) for m in (nn.Linear(16, 16), nn.LayerNorm(16), nn.ReLU())]
+        graph = load_torch(nn.Sequential(*layers))
+        propagate(graph)
+        start = time.perf_counter()
+        propagate(graph)
+        return time.perf_counter() - start
+
+    assert seconds(400) <= 40 * max(seconds(40), 1e-3)
