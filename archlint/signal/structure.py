@@ -165,7 +165,8 @@ class Block:
     E f(h)²/E h² without η. ``growth`` = E out²/E h². ``ending``: a zero-mean linear map, a norm,
     or something whose elements have a common sign. ``normalised``: a norm lies on every path
     through the branch. ``identity_skip``: the skip is h itself, without a projection.
-    ``last`` is the node before the static factors at the branch's end.
+    ``last`` is the node before the static factors at the branch's end. ``grad_spread`` = Var ln of
+    the factor on the squared gradient of the stream.
     """
 
     add: Node
@@ -181,6 +182,7 @@ class Block:
     identity_skip: bool
     last: Node | None
     layers: int
+    grad_spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,16 @@ class Trunk:
     def end(self) -> str:
         """The value id of the stream after the last block."""
         return self.blocks[-1].out
+
+    @property
+    def grad_spread(self) -> float | None:
+        """Var ln of the squared gradient over the blocks; None where one is unknown."""
+        total = 0.0
+        for block in self.blocks:
+            if block.grad_spread is None:
+                return None
+            total += block.grad_spread
+        return total
 
     def log10_growth(self, signals: Signals) -> float | None:
         """Σ log10 of the stream's growth over its blocks without a norm in the branch, what
@@ -283,7 +295,38 @@ def _block(
         for v in tree.path(branch, fork)
     )
     return Block(add, fork, ends[skip], branch, add.output, scale, gain, growth,
-                 _ending(last, f), normalised, counts[skip] == 0, last, layers)  # fmt: skip
+                 _ending(last, f), normalised, counts[skip] == 0, last, layers,
+                 _block_grad_spread(graph, signals, add, fork, inside)
+                 if counts[skip] == 0 else None)  # fmt: skip
+
+
+def _block_grad_spread(
+    graph: LayerGraph, signals: Signals, add: Node, fork: str, inside: Sequence[Node]
+) -> float | None:
+    """Var ln of |g + Jᵀg|²/|g|² = ln(1 + 4s(1 − s)/n + s²·β_branch), s the branch's share of the
+    squared gradient at the fork: the scalar product of two independent directions of n features
+    varies by 1/n, the branch's own factor by its layers' shares (theory.md 7.2, mirrored)."""
+    before = signals.get(fork, UNKNOWN_SIGNAL)
+    after = signals.get(add.output, UNKNOWN_SIGNAL)
+    shape = graph.shape(add.output)
+    if not before.grad_second_moment or after.grad_second_moment is None or shape is None:
+        return None
+    share = min(max(1 - after.grad_second_moment / before.grad_second_moment, 0.0), 1.0)
+    own = 0.0
+    features = [a for a, role in enumerate(after.roles) if role == "feature"]
+    width = math.prod(shape[a] or 1 for a in features) if features else None
+    if len(after.roles) != len(shape) or not width:
+        return None
+    for node in inside:
+        if node.op in LAYERS:
+            layer = _layer(graph, signals, _Draft(node, node.inputs[0] or "", None, "add", 1), None)
+            if layer.grad_spread is None:
+                return None
+            own += layer.grad_spread
+    places = math.prod(n or 1 for n in shape) // ((shape[0] or 1) * width)
+    c = after.grad_position_correlation or 0.0
+    alike = 1.0 if places <= 1 else 1 / places + (1 - 1 / places) * c * c
+    return math.log1p(4 * share * (1 - share) / width * alike + share**2 * own)
 
 
 def _is_norm(node: Node) -> bool:

@@ -119,3 +119,41 @@ def test_moments_of_one_neuron(op: str) -> None:
     assert joint_moment(phi, 0.0, 1.5) == pytest.approx(exact, rel=0.02, abs=0.005)
     logs = [math.log(phi.moments(0.0, 1.5 * math.exp(h)).slope) for h in (-0.05, 0.05)]
     assert slope_elasticity(phi, 0.0, 1.5) == pytest.approx((logs[1] - logs[0]) / 0.1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "depth", "eta"),
+    [(16, 16, 10, 1.0), (16, 16, 20, 0.3), (32, 64, 12, 0.7), (12, 24, 8, 0.5)],
+)
+def test_residual_networks(width: int, inner: int, depth: int, eta: float) -> None:
+    """h ← h + η·W₂ relu(W₁ h): the trunk's β, 4s(1 − s)/n and the branch's share a block."""
+    b = GraphBuilder("residual")
+    value = b.input("x", (1, width))
+    for j in range(depth):
+        one = b.parameter(f"a{j}", (inner, width), normal(math.sqrt(2 / width)))
+        two = b.parameter(f"b{j}", (width, inner), normal(math.sqrt(1 / inner)))
+        h = b.node("relu", [b.node("linear", [value, one, None], (1, inner))], (1, inner))
+        h = b.node("linear", [h, two, None], (1, width))
+        h = b.node("mul", [h, b.constant(np.float32(eta))], (1, width))
+        value = b.node("add", [value, h], (1, width))
+    head = b.parameter("head", (1, width), normal(1.0))
+    graph = b.finish([b.node("linear", [value, head, None], (1, 1))])
+    (trunk,) = analyse(graph).trunks
+    beta = trunk.grad_spread
+    assert beta is not None
+    rng = np.random.default_rng(width + depth)
+    h = np.broadcast_to(rng.standard_normal(width), (DRAWS, width))
+    kept = []
+    for _ in range(depth):
+        one = rng.standard_normal((DRAWS, inner, width)) * math.sqrt(2 / width)
+        two = rng.standard_normal((DRAWS, width, inner)) * math.sqrt(1 / inner)
+        z = np.matmul(one, h[:, :, None])[:, :, 0]
+        h = h + eta * np.matmul(two, np.maximum(z, 0.0)[:, :, None])[:, :, 0]
+        kept.append((one, two, z))
+    g = rng.standard_normal((DRAWS, width))
+    start = np.log(np.square(g).mean(axis=1))
+    for one, two, z in reversed(kept):
+        inside = np.matmul(two.transpose(0, 2, 1), g[:, :, None])[:, :, 0] * (z > 0)
+        g = g + eta * np.matmul(one.transpose(0, 2, 1), inside[:, :, None])[:, :, 0]
+    found = (np.log(np.square(g).mean(axis=1)) - start).var(ddof=1)
+    assert abs(beta - found) <= max(3 * found * math.sqrt(2 / DRAWS), 0.25 * found)
