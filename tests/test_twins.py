@@ -1,11 +1,11 @@
-"""Both of torch's exporters: the same findings, by module path."""
+"""A module and both exporters' files of it: the same findings, by module path."""
 
 from __future__ import annotations
 
 import pytest
 
 from archlint.linter import check
-from tests.exported import CASES, export
+from tests.exported import CASES, export, model
 
 
 def findings(name: str, exporter: str) -> list[tuple[str, str, str, int]]:
@@ -18,6 +18,16 @@ def findings(name: str, exporter: str) -> list[tuple[str, str, str, int]]:
 @pytest.mark.parametrize("name", CASES)
 def test_same_findings_from_both_exporters(name: str) -> None:
     assert findings(name, "dynamo") == findings(name, "legacy")
+
+
+@pytest.mark.parametrize("name", list(CASES)[:22])
+def test_same_findings_from_the_module(name: str) -> None:
+    report = check(model(name), inputs=CASES[name].inputs())
+    assert not report.errors, report.errors
+    found = [(f.code, f.severity.label, f.module, f.count) for f in report.findings
+             if f.severity.label != "info"]  # fmt: skip
+    there = [f for f in findings(name, "legacy") if f[1] != "info"]
+    assert sorted(found) == sorted(there)
 
 
 EXPECTED = {

@@ -1,0 +1,142 @@
+"""Public models are recorded, modelled and mean the same: a sample; all of them in a slow study.
+
+``expected.json`` holds the sample, the stage of size at which a type of transformers is built, and
+what is known to fail, with the reason.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from archlint.graph.from_torch import load_torch, record
+from archlint.graph.model import LayerGraph, verify
+from archlint.graph.torch_recorder.recorder import tensors_in
+from tests.models import zoo
+
+EXPECTED: dict[str, Any] = json.loads((Path(__file__).parent / "expected.json").read_text())
+SAMPLE: list[str] = EXPECTED["sample"]
+OPTIONAL = {"x-transformers": "x_transformers", "vit-pytorch": "vit_pytorch",
+            "segmentation-models-pytorch": "segmentation_models_pytorch"}  # fmt: skip
+
+
+def _entry(id: str) -> zoo.Entry:
+    library, _, name = id.partition(":")
+    pytest.importorskip(OPTIONAL.get(library, library))
+    return zoo.entry(id, EXPECTED["transformers_stages"].get(name, 0))
+
+
+def _modelled(graph: LayerGraph) -> float:
+    """Share of the nodes that are in the vocabulary."""
+    nodes = list(graph.walk())
+    return 1 - sum(not n.known for n in nodes) / max(len(nodes) + graph.folded, 1)
+
+
+@pytest.mark.parametrize("id", SAMPLE)
+def test_sample_is_recorded(id: str) -> None:
+    entry = _entry(id)
+    graph = verify(load_torch(entry.build, entry.inputs))
+    assert _modelled(graph) >= 0.9
+    assert graph.outputs
+
+
+def _executes_equally(entry: zoo.Entry, mode: Any) -> None:
+    """The recorded graph gives what the model gives, in double precision, from the same seed."""
+    torch.manual_seed(0)
+    model: nn.Module = entry.build().double().train(mode == "train")
+    with torch.no_grad():  # a head of zeros would hide a difference
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recording, example = record(model, entry.inputs, mode)
+    args, kwargs = example.drawn()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        wanted = [t for _, t in tensors_in(model(*args, **kwargs))]
+        model.load_state_dict(before)
+        torch.manual_seed(1)
+        given = [t for _, t in tensors_in(example.drawn())]
+        found = fx.Interpreter(recording.module()).run(*given)
+    assert len(found) == len(wanted)
+    for expected, actual in zip(wanted, found, strict=True):
+        if not expected.is_floating_point():
+            assert torch.equal(expected, actual)
+            continue
+        size = expected.abs().max()
+        assert (expected - actual).abs().max() <= 1e-6 * size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("id", SAMPLE)
+def test_sample_executes_equally(id: str, mode: str) -> None:
+    _executes_equally(_entry(id), mode)
+
+
+def _study(library: str) -> Iterator[tuple[str, LayerGraph | Exception]]:
+    for entry in zoo.LIBRARIES[library]():
+        stage = EXPECTED["transformers_stages"].get(entry.name, 0)
+        if stage:
+            entry = zoo.entry(entry.id, stage)
+        try:
+            yield entry.id, verify(load_torch(entry.build, entry.inputs))
+        except Exception as problem:
+            yield entry.id, problem
+        gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize(
+    ("library", "least"),
+    [
+        ("timm", 0.998),
+        ("torchvision", 118 / 121),
+        ("x-transformers", 1.0),
+        ("vit-pytorch", 27 / 28),
+        ("segmentation-models-pytorch", 1.0),
+    ],
+)
+def test_all_models_are_recorded(library: str, least: float) -> None:
+    pytest.importorskip(OPTIONAL.get(library, library))
+    failed: dict[str, str] = {}
+    shares: dict[str, float] = {}
+    nodes = unknown = 0.0
+    for id, found in _study(library):
+        if isinstance(found, Exception):
+            failed[id] = str(found)
+            continue
+        shares[id] = _modelled(found)
+        count = len(list(found.walk())) + found.folded
+        nodes += count
+        unknown += count * (1 - shares[id])
+    assert len(shares) >= least * (len(shares) + len(failed)), failed
+    assert failed.keys() <= EXPECTED["failures"].keys(), failed
+    assert unknown <= 0.01 * nodes
+    assert min(shares.values()) >= 0.9, min(shares.items(), key=lambda item: item[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_types_of_transformers_are_recorded() -> None:
+    pytest.importorskip("transformers")
+    kinds = EXPECTED["transformers_stages"]
+    assert len(kinds) >= 100
+    failed: dict[str, str] = {}
+    for kind, stage in kinds.items():
+        entry = zoo.entry(f"transformers:{kind}", stage)
+        try:
+            graph = verify(load_torch(entry.build))
+        except Exception as problem:
+            failed[kind] = str(problem)
+            continue
+        assert _modelled(graph) >= 0.9, kind
+    assert not failed
