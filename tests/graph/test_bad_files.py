@@ -248,3 +248,26 @@ def test_random_bytes_never_escape(real_files: Mapping[str, Path]) -> None:
 @pytest.mark.timeout(7200)
 def test_two_thousand_mutations_of_real_files(real_files: Mapping[str, Path]) -> None:
     mutations(2000, 2, [FIXTURE, *real_files.values()], 7000)
+
+
+@pytest.mark.parametrize(
+    ("node", "shape"),
+    [
+        (helper.make_node("Transpose", ["x"], ["y"], perm=[0, 5]), [2, 4]),
+        (helper.make_node("Concat", ["x", "x"], ["y"], axis=9), [2, 4]),
+        (helper.make_node("LRN", ["x"], ["y"]), [1, 4, 8, 8]),
+        (helper.make_node("LRN", ["x"], ["y"], size=2.5), [1, 4, 8, 8]),
+        (helper.make_node("Conv", ["x", "w"], ["y"], strides=[0, 0]), [1, 4, 8, 8]),
+        (helper.make_node("Conv", ["x", "w"], ["y"], group=0), [1, 4, 8, 8]),
+        (helper.make_node("Einsum", ["x", "x"], ["y"], equation="ab->c->"), [2, 4]),
+        (helper.make_node("Relu", [], ["y"]), [2, 4]),
+        (helper.make_node("Relu", [""], ["y"]), [2, 4]),
+    ],
+)
+def test_nodes_that_cannot_be_are_unknown(
+    tmp_path: Path, node: onnx.NodeProto, shape: list[int]
+) -> None:
+    kernel = numpy_helper.from_array(np.ones((4, 4, 3, 3), np.float32), "w")
+    model = graph_of([node], [kernel] if "w" in node.input else [], shape)
+    analysis = analyse(verify(load_onnx(raw(tmp_path / "m.onnx", model))))
+    assert analysis.coverage.unmodelled == {node.op_type: 1}

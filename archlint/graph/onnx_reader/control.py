@@ -300,7 +300,7 @@ def _guarded(function: Callable[[Reader, onnx.NodeProto, Scope, Guard], None]
             if not is_well_formed(node, reader.opsets.get("", 1)):
                 raise LookupError("a part is missing")
             function(reader, node, scope, guard)
-        except LookupError:
+        except (LookupError, ArithmeticError, ValueError):
             del reader.builder.nodes[before:]
             _call(reader, node, scope, guard).unknown()
 

@@ -455,12 +455,14 @@ class Reader:
             return
         call = Call(self, node, attributes, ins, [], scope, guard, origin)
         call.outs = self._infer(node, ins, call)
-        lower = LOWER.get((domain, node.op_type))
+        misfit = any(shape is None for shape, _ in call.outs) and self._misfits(node, ins, call)
+        lower = None if misfit else LOWER.get((domain, node.op_type))
         before = len(self.builder.nodes)
         if lower is not None:
             try:
                 lower(call)
-            except LookupError:  # something the lowering needs is not statically known
+            except (LookupError, ArithmeticError, ValueError):
+                # something that it needs is not statically known, or no number it can use
                 del self.builder.nodes[before:]
                 call.unknown()
         else:
@@ -482,15 +484,31 @@ class Reader:
                 raise ShapeConflict(f"node {node.name or node.op_type!r}: {conflict}") from conflict
             self.conflicts += 1
         # Without the sizes of what is computed, the operator still tells ranks.
-        ranks = [
-            (None if t[0] is None else (None,) * len(t[0]), t[1])
-            if t is not None and v is not None and not self.is_known(v) else t
-            for v, t in zip(ins, typed, strict=True)
-        ]  # fmt: skip
         try:
-            return infer(node, ranks, call.array, self.opsets)
+            return infer(node, self._ranks(ins), call.array, self.opsets)
         except ShapeConflict:
             return [(None, typed[0][1] if typed and typed[0] else None)] * len(node.output)
+
+    def _ranks(self, ins: Sequence[str | None]) -> list[Typed | None]:
+        """The types of inputs without the sizes of what is computed."""
+        found: list[Typed | None] = []
+        for v in ins:
+            value = self.builder.values[v] if v is not None else None
+            if v is None or value is None:
+                found.append(None)
+            elif value.shape is None or self.is_known(v):
+                found.append((value.shape, value.dtype))
+            else:
+                found.append(((None,) * len(value.shape), value.dtype))
+        return found
+
+    def _misfits(self, node: onnx.NodeProto, ins: list[str | None], call: Call) -> bool:
+        """Whether the node's attributes fit no input of these ranks, whatever its sizes."""
+        try:
+            infer(node, self._ranks(ins), call.array, self.opsets)
+        except ShapeConflict:
+            return True
+        return False
 
     # ------------------------------------------------------------ known values
 

@@ -40,6 +40,11 @@ BROADCAST = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Sum", "Mean", "Max", 
 COMPARE = frozenset(
     {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Xor"}
 )
+# Attributes that are sizes or counts of something that is there.
+_POSITIVE = frozenset(
+    {"strides", "dilations", "group", "kernel_shape", "num_groups", "blocksize", "hidden_size"}
+)
+_INT = onnx.AttributeProto.INT
 _REAL = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
 
@@ -126,6 +131,9 @@ def is_well_formed(node: onnx.NodeProto, opset: int) -> bool:
     if len(node.input) not in form.inputs or len(node.output) not in form.outputs:
         return False
     given = {a.name: a.type for a in node.attribute}
+    for a in node.attribute:
+        if a.name in _POSITIVE and (a.i < 1 if a.type == _INT else any(n < 1 for n in a.ints)):
+            return False
     # An attribute that the operator's version does not know is nothing that it reads; files before
     # IR version 2 name no types.
     return form.required <= given.keys() and all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from archlint.graph.onnx_reader.reader import Call, lowers
 from archlint.graph.onnx_reader.shapes import Shape
+
+_EQUATION = re.compile(r"[A-Za-z., ]*(->[A-Za-z. ]*)?")
 
 
 def linear(c: Call, x: str, weight: int, bias: str | None = None, transposed: bool = False,
@@ -93,7 +96,10 @@ def _gemm(c: Call) -> None:
 @lowers("Einsum")
 def _einsum(c: Call) -> None:
     inputs = [c.weight(i) if c.is_known(i) else c.value(i) for i in range(len(c.ins))]
-    c.emit("einsum", inputs, equation=str(c.get("equation")))
+    equation = str(c.get("equation"))
+    if not _EQUATION.fullmatch(equation) or equation.count(",") != len(inputs) - 1:
+        raise LookupError("no equation for these inputs")
+    c.emit("einsum", inputs, equation=equation)
 
 
 # --------------------------------------------------------------------------- convolutions
