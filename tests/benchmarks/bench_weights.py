@@ -52,7 +52,9 @@ for _ in range(3):
     start = time.perf_counter()
     graph = archlint.graph.from_onnx.load_onnx(Path(sys.argv[1]))
     times.append(time.perf_counter() - start)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# not ru_maxrss, which a process inherits from the one that started it
+status = Path("/proc/self/status").read_text()
+peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
 print(json.dumps({"imported": imported, "first": times[0], "best": min(times), "peak_mb": peak,
                   "weights": graph.weights, "evidence": graph.weights_evidence}))
 """
