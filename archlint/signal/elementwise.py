@@ -39,6 +39,8 @@ def through(x: Signal, phi: Activation) -> Signal:
     """
     if x.second_moment is None or x.mean is None:
         return Signal(roles=x.roles)
+    if x.one_sided > 0 and keeps_positive(phi):
+        return x
     variance = max(x.second_moment - x.mean * x.mean, 0.0)
     m = phi.moments(x.mean, variance)
     if not math.isfinite(m.second_moment):
@@ -54,6 +56,11 @@ def through(x: Signal, phi: Activation) -> Signal:
         m.mean, m.second_moment, None, None, x.spread, x.odd_in if phi.odd else (),
         phi.one_sided, x.roles, profile=x.profile if phi.homogeneous else {},
     ).but(**paired(x, pair))  # fmt: skip
+
+
+def keeps_positive(phi: Activation) -> bool:
+    """Whether φ(x) = x for x ≥ 0, as of ReLU and its leaky kin: a second one changes nothing."""
+    return phi.homogeneous and float(phi.function(np.ones(1))[0]) == 1.0
 
 
 def _squared(step: Step) -> Signal:
@@ -167,6 +174,10 @@ def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
     if b.profile or profile:
         profile = _mixed_profile(a, b)
     side = a.one_sided if sign > 0 and a.one_sided == b.one_sided else 0
+    if b.second_moment == 0:  # such as a branch whose last scale starts at zero
+        side = a.one_sided
+    elif a.second_moment == 0 and sign > 0:
+        side = b.one_sided
     spread = None
     if a.spread is not None and b.spread is not None and second > 0:
         one, two = a.second_moment / second, b.second_moment / second
