@@ -22,43 +22,48 @@ class OutOfTime(BaseException):
     """The limit passed. No Exception, so that ``except Exception`` does not swallow it."""
 
 
-_AGAIN = 0.05  # seconds until it is raised once more, should it have been swallowed all the same
+_AGAIN = 0.25  # seconds until it is raised once more, should it have been swallowed all the same
 
 
-@contextlib.contextmanager
-def limited(seconds: float | None, what: str) -> Iterator[None]:
+class limited:
     """Raise ArchlintError in what takes longer than ``seconds``, naming the line it was at.
 
     Works where signals can be had (the main thread), between two instructions of Python: a call
     into compiled code ends first. 0 and None are no limit.
     """
-    if (
-        not seconds
-        or not hasattr(signal, "setitimer")
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        yield
-        return
-    place = ""
 
-    def stop(_: int, frame: FrameType | None) -> None:
-        nonlocal place
-        place = place or _place(frame)
+    def __init__(self, seconds: float | None, what: str) -> None:
+        self.seconds, self.what, self.place = seconds or 0.0, what, ""
+        self.active = (
+            self.seconds > 0
+            and hasattr(signal, "setitimer")
+            and threading.current_thread() is threading.main_thread()
+        )
+
+    def __enter__(self) -> None:
+        if self.active:
+            self.before = signal.signal(signal.SIGALRM, self._stop)
+            self.started = time.monotonic()
+            self.left = signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN)[0]
+
+    def _stop(self, _: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code is limited.__exit__.__code__:
+            return  # what was limited has ended
+        self.place = self.place or _place(frame)
         raise OutOfTime
 
-    before = signal.signal(signal.SIGALRM, stop)
-    started, left = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)[0]
-    try:
-        yield
-    except OutOfTime:
-        raise ArchlintError(
-            f"{what} did not finish within {seconds:g} s{place}", "raise the limit with --timeout"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if left:  # somebody else's alarm goes on
-            signal.setitimer(signal.ITIMER_REAL, max(left - time.monotonic() + started, 1e-3))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.active:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self.before)
+            if self.left:  # somebody else's alarm goes on
+                left = max(self.left - time.monotonic() + self.started, 1e-3)
+                signal.setitimer(signal.ITIMER_REAL, left)
+        if kind is OutOfTime:
+            raise ArchlintError(
+                f"{self.what} did not finish within {self.seconds:g} s{self.place}",
+                "raise the limit with --timeout",
+            ) from None
 
 
 def _place(frame: FrameType | None) -> str:
