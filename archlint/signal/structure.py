@@ -565,7 +565,11 @@ def _sweep(graph: LayerGraph, signals: Signals, adds: set[str]) -> list[_Draft]:
                     close(tails[v], "softmax")
             inputs = [v for v in inputs if v == node.inputs[2]]
         elif node.op == "mul" and len(inputs) == 2:
-            inputs = [v for v in inputs if v not in gates] or inputs
+            gated = [v for v in inputs if v not in gates] or inputs
+            for v in inputs:
+                if v not in gated:  # a gate is bounded, whatever its length before
+                    close(tails[v], "merge")
+            inputs = gated
         tail: _Tail | None
         if node.op in LAYERS:
             tail = max((tails[v] for v in inputs), key=depth, default=_Start("unknown"))
