@@ -154,9 +154,10 @@ def _linear(step: Step) -> Signal:
     x = step.signal(0)
     result = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
                       feature_last(x, len(shape)), scale=step.number("alpha"))  # fmt: skip
-    # Of a flattened map no positions are left.
+    # Of a flattened map no positions are left; of patches those of the patches are.
     flat = count_of(x, shape, (len(shape) - 1,), "position")
-    return without_positions(result) if flat is not None and flat > 1 else result
+    left = count_of(x, shape, range(len(shape) - 1), "position")
+    return without_positions(result) if flat is not None and flat > 1 and left == 1 else result
 
 
 @transfers("grouped_linear")

@@ -156,6 +156,12 @@ CASES = [
     _case("merged and back", TOKENS, lambda n, x: n.b(torch.relu(n.a(x)).flatten(0, 1)).unflatten(
         0, (4, 24)).mean(1), a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(64, 32),
           slack=0.02),
+    _case("patches", IMAGE, lambda n, x: n.a(x.unfold(2, 4, 4).unfold(3, 4, 4).permute(
+        0, 2, 3, 1, 4, 5).reshape(4, 16, 48)), a=lambda: nn.Linear(48, 64)),
+    _case("patches by reshape", IMAGE, lambda n, x: n.a(x.reshape(4, 3, 4, 4, 4, 4).permute(
+        0, 2, 4, 3, 5, 1).reshape(4, 16, 48)), a=lambda: nn.Linear(48, 64)),
+    _case("flattened map", IMAGE, lambda n, x: n.b(n.a(x).flatten(1)), a=_stem,
+          b=lambda: nn.Linear(32 * 256, 20)),
     _case("pad", IMAGE, lambda n, x: F.pad(n.a(x), (1, 2, 1, 2)), a=_stem),
     _case("attention", TOKENS, _attend, stem=_tokens, qkv=lambda: nn.Linear(96, 288), slack=0.02),
     _case("attention causal", TOKENS, lambda n, x: _attend(n, x, is_causal=True), stem=_tokens,
