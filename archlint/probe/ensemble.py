@@ -56,6 +56,7 @@ class Ensemble:
     most: int = 32  # draws of a chunk: more win no time and leave the caches
     together: bool = True  # by vmap; else one draw after the other
     done: int = 0
+    looks: int = 0  # at the draws so far, each of which spends some of α
     remarks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

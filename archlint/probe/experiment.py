@@ -111,7 +111,7 @@ def run(
     for k, i in enumerate(places):
         if i not in done:
             done[i] = (
-                _judged(ensemble, findings[i], k, 1_000_000)[0]
+                _judged(ensemble, findings[i], k, ensemble.looks + 1)[0]
                 if ensemble.done >= 8
                 else (
                     replace(
@@ -161,6 +161,7 @@ def _until_decided(
         late = time.monotonic() - started > options.time
         last = ensemble.done >= options.draws or late
         look += 1
+        ensemble.looks = look
         for k, i in enumerate(places):
             if i in done:
                 continue
