@@ -15,6 +15,7 @@ from archlint.probe.training import Starts, digits, train
 from tests.rules.models import glorot, he, lecun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+DEPTHS = (4, 10, 20, 30, 40)
 ARCHITECTURES: dict[str, Callable[[int], list[int]]] = {
     "alternating 30/10": lambda d: [30, 10] * (d // 2),
     "30 then 10": lambda d: [30] * (d // 2) + [10] * (d // 2),
@@ -40,6 +41,28 @@ def starts(build: Callable[[], nn.Module], epochs: int = 30, draws: int = 10,
 @cache
 def cell(name: str, depth: int) -> Starts:
     return starts(lambda: mlp(ARCHITECTURES[name](depth)))
+
+
+def test_epochs_collapse_on_the_sum_of_inverse_widths() -> None:
+    table = {(name, d): cell(name, d) for name in ARCHITECTURES for d in DEPTHS}
+    for name in ARCHITECTURES:
+        print(f"{name:>18}", *(f"{table[name, d].mean:5.1f} ({table[name, d].failures})"
+                               for d in DEPTHS))  # fmt: skip
+    first_four = list(ARCHITECTURES)[:4]
+    means = {d: sum(table[n, d].mean for n in first_four) / 4 for d in DEPTHS}
+    # Deeper at the same widths is slower, and the four with one Σ 1/n go together.
+    assert all(means[a] < means[b] for a, b in pairwise(DEPTHS))
+    assert means[40] > 4 * means[4]
+    for d in (4, 10, 20, 30):
+        values = [table[n, d].mean for n in first_four]
+        # Means of ten runs: the extremes of four differ by chance by a factor of two.
+        assert max(values) < 2.8 * min(values), (d, values)
+    # Width 20 is faster than width 15 at equal depth, and equal to it at equal Σ 1/n (2.0).
+    assert all(table["constant 20", d].mean < means[d] for d in (20, 30, 40))
+    assert 0.5 < table["constant 20", 40].mean / table["constant 15", 30].mean < 2.0
+    # Failures come where Σ 1/n is 2 and more, and hardly ever.
+    assert not any(table[n, d].failures for n in ARCHITECTURES for d in (4, 10))
+    assert sum(table[n, 40].failures for n in ARCHITECTURES) <= 12
 
 
 def test_adam_tolerates_more() -> None:
