@@ -79,10 +79,26 @@ def attention(causal: bool = False, scale: float = 1.0) -> Callable[[], nn.Modul
     return Attention
 
 
+class Experts(nn.Module):
+    """Rows in pairs, a matrix for each pair; in double precision, which the grouped kernel refuses,
+    by a product for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 24, 40) / 24**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return torch.cat([x[2 * i : 2 * i + 2] @ w for i, w in enumerate(self.weight)])
+        ends = torch.tensor([2, 4, 6, 8], dtype=torch.int32)
+        return torch._grouped_mm(x, self.weight, offs=ends)
+
+
 # name: (network, input shape, share of E g² that the approximation may be off)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "linear": (linear(24, 40), FLAT, 0.0),
     "linear_tokens": (linear(24, 40), TOKENS, 0.0),
+    "experts": (Experts, (8, 24), 0.0),
     "conv": (conv(12, 20), MAP, 0.0),
     "conv_strided": (conv(12, 20, 3, stride=2), MAP, 0.0),
     "conv_dilated": (conv(12, 8, 3, dilation=2, padding=0), MAP, 0.0),

@@ -67,6 +67,21 @@ def _linear(step: Back) -> list[Gradient | None]:
     return [found, *_static_rest(step, 1)]
 
 
+@backwards("grouped_linear")
+def _grouped_linear(step: Back) -> list[Gradient | None]:
+    """Experts: each row by one of several matrices of the same law, E g² times fan-out·E w². How
+    alike two rows are depends on whether they met the same expert, which is the data's matter."""
+    g, weight = step.gradient, step.shape(1)
+    rest = [*_static_rest(step, 1)[:1], None]
+    if g.zero:
+        return [no_gradient(step.rank(0)), *rest]
+    if weight is None or (fan_out := weight[3 - int(step.number("input_axis"))]) is None:
+        return [UNKNOWN_GRADIENT, *rest]
+    second = transposed(g, step.signal(1), fan_out, g.along[-1] if g.along else None,
+                        _is_fixed(step, 1))  # fmt: skip
+    return [Gradient(second, (None, 0.0), origin=step.source(0)), *rest]
+
+
 def _static_rest(step: Back, start: int) -> list[Gradient | None]:
     """Weights get none that is followed; a weight that was computed from activations: unknown."""
     return [
