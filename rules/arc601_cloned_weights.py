@@ -93,31 +93,32 @@ class ClonedWeights(Rule):
         if not groups:
             yield NotApplicable("no two weights hold the same numbers")
         # The weights of one layer are copied together: one finding for all of them.
-        by_cause: dict[object, list[list[Parameter]]] = defaultdict(list)
+        by_cause: dict[tuple[str, ...], list[list[Parameter]]] = defaultdict(list)
         for first, copies in groups.items():
             original = graph.parameters.get(first)
             members = ([original] if original is not None else []) + copies
-            cause = copies[0].site or tuple(_owner(copy) for copy in copies)
-            by_cause[cause].append(members)
-        for together in by_cause.values():
-            yield self._report(analysis, together)
+            by_cause[_copied([_owner(member) for member in members])].append(members)
+        for modules, together in by_cause.items():
+            yield self._report(analysis, modules, together)
 
-    def _report(self, analysis: Analysis, together: list[list[Parameter]]) -> Finding:
+    def _report(
+        self, analysis: Analysis, modules: tuple[str, ...], together: list[list[Parameter]]
+    ) -> Finding:
         graph = analysis.graph
         longest = max(together, key=len)
         count = len(longest)
-        nodes = [_reader(graph, parameter) for parameter in longest]
+        readers = _readers(graph)
+        nodes = [readers.get(parameter.name) for parameter in longest]
         chain = all(
             a is not None and b is not None and _feeds(graph, a, b) for a, b in pairwise(nodes)
         )
         severity = Severity.ERROR if chain and count >= self.options.error else Severity.WARNING
-        modules = tuple(dict.fromkeys(_owner(p) for members in together for p in members))
         copy = longest[1] if count > 1 else longest[0]
         where = copy.site or (site(analysis, nodes[-1]) if nodes[-1] is not None else None)
         how = "one after another" if chain else "side by side"
         return self.finding(
             severity,
-            f"{plural(count, 'layer')} ({stretch([_owner(p) for p in longest])}) start with the "
+            f"{plural(count, 'layer')} ({stretch(modules)}) start with the "
             f"same weights, {how}: {plural(len(together), 'weight matrix').replace('xs', 'ces')} "
             f"of each are copies.",
             collapsed(modules), modules=modules, count=count, site=where,
@@ -139,16 +140,27 @@ def _owner(parameter: Parameter) -> str:
     return parameter.name.rpartition(".")[0] or parameter.name
 
 
-def _reader(graph: LayerGraph, parameter: Parameter) -> Node | None:
-    """The first node that computes with a weight: past what only rearranges it."""
-    for node in graph.consumers.get(parameter.name, ()):
-        while node.output in graph.static:
-            after = graph.consumers.get(node.output, ())
-            if not after:
-                return None
+def _copied(owners: list[str]) -> tuple[str, ...]:
+    """The modules that were copied, out of the owners of one weight of theirs: what is left of the
+    paths without the end that all have in common."""
+    paths = [owner.split(".") for owner in owners]
+    while all(len(path) > 1 for path in paths) and len({path[-1] for path in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    return tuple(dict.fromkeys(".".join(path) for path in paths))
+
+
+def _readers(graph: LayerGraph) -> dict[str, Node]:
+    """Parameter name -> the first node that computes with it: past what only rearranges it."""
+    found: dict[str, Node] = {}
+    for value in graph.values.values():
+        if value.parameter is None or not (after := graph.consumers.get(value.id, ())):
+            continue
+        node = after[0]
+        while node.output in graph.static and (after := graph.consumers.get(node.output, ())):
             node = after[0]
-        return node
-    return None
+        if node.output not in graph.static:
+            found.setdefault(value.parameter, node)
+    return found
 
 
 def _feeds(graph: LayerGraph, first: Node, last: Node) -> bool:

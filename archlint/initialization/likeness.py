@@ -2,7 +2,7 @@
 
 Every score is about N(0, 1) for independent draws of one symmetric law, whatever the law, and
 grows with the deviation: a trained matrix has rows of unequal norm, rows that resemble each other,
-means that differ from row to row. All tests look at one *block*, at most 256 × 1024 elements.
+means that differ from row to row. All tests look at one *block*, at most 128 × 1024 elements.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Matrix = npt.NDArray[np.float32]
 
-_ROWS, _COLUMNS = 256, 1024
+_ROWS, _COLUMNS = 128, 1024
 _CORRELATED = 128  # rows whose mutual correlations are looked at
 _SAMPLE = 1 << 14  # elements for tests of the law's shape
 
@@ -28,7 +28,7 @@ def as_matrix(array: Array, leading: int = 1) -> Array:
 
 
 def block(matrix: Array) -> Matrix:
-    """Evenly spaced rows and columns of a matrix, at most 256 × 1024, in single precision."""
+    """Evenly spaced rows and columns of a matrix, at most 128 × 1024, in single precision."""
     rows, columns = matrix.shape
     if rows < _ROWS < columns:  # a flat matrix gives more columns, a tall one more rows
         most = (rows, _ROWS * _COLUMNS // max(rows, 1))
@@ -77,17 +77,19 @@ def scores(part: Matrix, mean: float, std: float, taps: int = 1) -> dict[str, fl
     """
     if std <= 0.0 or part.size < 16:
         return {}
-    part = part[np.any(part, axis=1)]
-    part = part[:, np.any(part, axis=0)]
+    rows, columns = np.any(part, axis=1), np.any(part, axis=0)
+    if not (rows.all() and columns.all()):
+        part = part[rows][:, columns]
     if part.shape[0] < 2 or part.shape[1] < 2:
         return {}
     # Left-out zeros change mean and spread of the rest: take those of the block itself.
     centre = mean if abs(mean) > 4.0 * std / math.sqrt(part.size) else 0.0
     z = part - np.float32(centre)
-    z /= math.sqrt(float(np.mean(np.square(z, dtype=np.float64)))) or 1.0
+    z /= math.sqrt(_mean_square(z)) or 1.0
     squares = np.square(z)
-    noise = float(squares.var())
-    fourth = float(np.mean(np.square(squares - 1.0, dtype=np.float64) ** 2))
+    deviations = squares - np.float32(1.0)
+    noise = _mean_square(deviations)
+    fourth = _mean_square(np.square(deviations))
     excess = fourth / noise**2 - 3.0 if noise > 0.0 else 0.0
     found: dict[str, float] = {}
     for name, axis in (("row", 1), ("column", 0)):
@@ -100,6 +102,10 @@ def scores(part: Matrix, mean: float, std: float, taps: int = 1) -> dict[str, fl
         by_tap = squares.reshape(part.shape[0], -1, taps).mean((0, 1))
         found["kernel taps"] = _unequal(by_tap, part.size // taps, noise, excess)
     return found
+
+
+def _mean_square(x: Matrix) -> float:
+    return float(np.vdot(x, x)) / x.size
 
 
 def _unequal(averages: Array, terms: int, noise: float, excess: float) -> float:
