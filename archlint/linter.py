@@ -148,6 +148,8 @@ def _no_initialization(graph: LayerGraph) -> str:
     """Why nothing can be said about the initialization of a network; empty where it can."""
     if graph.weights == "trained":
         return "the weights are trained"
+    if graph.source != "onnx":
+        return ""
     matrices = [p.law for p in graph.parameters.values() if len(p.shape) > 1 and p.law is not None]
     if matrices and 2 * sum(law.random for law in matrices) <= len(matrices):
         return "most weights are constants: the file holds a topology"

@@ -74,6 +74,7 @@ class SymmetricWeights(Rule):
     severity = Severity.ERROR
     since = "0.1.0"
     references = ("https://www.deeplearningbook.org/contents/optimization.html",)
+    needs_initial_weights = True
 
     def check(self, analysis: Analysis) -> Iterator[Finding | NotApplicable]:
         graph = analysis.graph

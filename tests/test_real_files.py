@@ -14,9 +14,12 @@ import onnx
 import onnxruntime
 import pytest
 
+from archlint.config import Config
+from archlint.finding import Severity
 from archlint.graph.from_onnx import load_onnx
 from archlint.graph.model import LayerGraph, verify
-from archlint.signal.analysis import Coverage, coverage
+from archlint.linter import chosen_rules, lint
+from archlint.signal.analysis import Coverage, analyse, coverage
 from archlint.signal.propagate import propagate
 
 from .conftest import ROOT, load_script
@@ -85,6 +88,13 @@ def test_coverage_of_all_files(real_files: Mapping[str, Path]) -> None:
     shares = {name: found[name].modelled / found[name].nodes for name in FLOAT_FILES}
     worst = min(shares, key=lambda name: shares[name])
     assert shares[worst] >= 0.97, worst
+
+
+@real
+def test_no_file_is_said_not_to_train(name: str, real_files: Mapping[str, Path]) -> None:
+    """Networks that were trained, and topologies of some that were."""
+    findings, _ = lint(analyse(_loaded(real_files[name])), chosen_rules(Config()))
+    assert not [f.message for f in findings if f.severity is Severity.ERROR]
 
 
 # --------------------------------------------------------------------------- a real run
