@@ -143,6 +143,20 @@ def test_classical_models_are_named(tmp_path: Path) -> None:
     assert "no neural network" in refusal(raw(tmp_path / "t.onnx", graph_of([node], []))).message
 
 
+def test_attributes_without_a_type_are_read_by_what_is_filled(tmp_path: Path) -> None:
+    """As files before IR version 2 have them; an empty one is left to the default."""
+    kernel = numpy_helper.from_array(np.ones((4, 2, 3, 3), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=2, strides=[2, 2], pads=[1, 1, 1, 1])
+    for a in node.attribute:
+        a.ClearField("type")
+    node.attribute.add(name="dilations")
+    graph = verify(load_onnx(raw(tmp_path / "m.onnx", graph_of([node], [kernel], [1, 4, 8, 8]))))
+    (conv,) = graph.nodes
+    assert conv.op == "conv"
+    assert (conv.attributes["groups"], conv.attributes["stride"]) == (2, (2, 2))
+    assert conv.attributes["dilation"] == (1, 1)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
     """They are reported where they are; the rest is analysed."""

@@ -240,6 +240,18 @@ def lowers(*names: str, domain: str = "") -> Callable[[Lower], Lower]:
     return register
 
 
+def _untyped(a: onnx.AttributeProto) -> Any:
+    """The value of an attribute that names no type, as before IR version 2, by what is filled."""
+    if a.HasField("s"):
+        return a.s.decode(errors="replace")
+    if a.strings:
+        return [s.decode(errors="replace") for s in a.strings]
+    for name in ("f", "i"):
+        if a.HasField(name):
+            return getattr(a, name)
+    return list(a.ints) or list(a.floats) or None
+
+
 @dataclass
 class Reader:
     """The state of one walk. ``bound`` gives every graph input a concrete shape and type."""
@@ -526,6 +538,10 @@ class Reader:
                 found[a.name] = [s.decode(errors="replace") for s in a.strings]
             elif a.type in (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.TYPE_PROTO):
                 continue
+            elif not a.type:
+                value = _untyped(a)
+                if value is not None:  # else the operator's default holds
+                    found[a.name] = value
             else:
                 try:
                     found[a.name] = onnx.helper.get_attribute_value(a)
