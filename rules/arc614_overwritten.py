@@ -53,7 +53,8 @@ class OverwrittenInitialisation(Rule):
     ## How it is computed
     The record of initialization knows which call wrote each element last. A call in the user's
     source of whose numbers nothing is left is reported, with the call that replaced them. What
-    layers of torch do in their own constructors is not: to replace that is the usual way.
+    layers of torch do in their own constructors is not: to replace that is the usual way. Nor is a
+    call that draws from the same law as the later one.
 
     ## What would confirm it
     Remove the call: with the same random state for the rest nothing changes.
@@ -76,7 +77,8 @@ class OverwrittenInitialisation(Rule):
             for gone in parameter.overwritten:
                 if gone.site is None or parameter.site is None or gone.site == parameter.site:
                     continue
-                if origin_of(gone.site.file) == "user":
+                same = parameter.law is not None and parameter.law.initializer == gone.initializer
+                if origin_of(gone.site.file) == "user" and not same:
                     groups.setdefault((gone, parameter.site), []).append(parameter)
         if not groups:
             yield NotApplicable("no initializer of the user's was overwritten")

@@ -61,6 +61,7 @@ def load_torch(
     notes = graph.notes
     if watched is not None and laws is not None:
         notes = (*notes, *watched.notes, *_estimates(laws, graph))
+        graph = replace(graph, unreached=watched.listings.unreached(graph.parameters))
     if example.assumed:
         values = [node.meta["val"] for node in recording.graph.nodes if node.op == "placeholder"]
         notes = (*notes, *described(recording.names, values))

@@ -74,6 +74,24 @@ class Overwritten:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreached:
+    """An initializer in a loop over names that ran for none of them.
+
+    ``test`` is what it depends on, ``names`` how many names were tested, ``call`` the initializer,
+    both as written. ``parameters`` hold what was tested for as a part of their names; ``instead``
+    is a test that holds for them, empty where there is none.
+    """
+
+    test: str
+    call: str
+    names: int
+    parameters: tuple[str, ...]
+    site: Site
+    call_site: Site
+    instead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """A weight: its shape and the law it is drawn from.
 
@@ -136,7 +154,8 @@ class LayerGraph:
 
     ``nodes`` are in execution order. ``folded`` counts source nodes that were computed statically
     (shape plumbing) and left the graph. ``mode`` says how BatchNorm and dropout are meant.
-    ``notes`` are remarks for the report, such as a fallback that was taken.
+    ``notes`` are remarks for the report, such as a fallback that was taken. ``unreached`` are
+    initializers of the constructor that never ran.
     """
 
     name: str
@@ -151,6 +170,7 @@ class LayerGraph:
     weights_evidence: str = ""
     folded: int = 0
     notes: tuple[str, ...] = ()
+    unreached: tuple[Unreached, ...] = ()
 
     @cached_property
     def producer(self) -> Mapping[str, Node]:

@@ -21,6 +21,8 @@ from typing import Any
 from archlint.finding import Site
 
 SITE_ATTRIBUTE = "_archlint_site"  # in a module's __dict__, so that deep copies keep it
+# of this environment or of one that a .pth file or PYTHONPATH adds
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -45,9 +47,9 @@ def origin_of(filename: str) -> str:
     path = os.path.abspath(filename)
     if path.startswith(_OURS):
         return "none"
-    if f"{os.sep}torch{os.sep}" in path and path.startswith(_library_folders()):
-        return "torch"
-    return "library" if path.startswith(_library_folders()) else "user"
+    if not path.startswith(_library_folders()) and not any(part in path for part in _PACKAGES):
+        return "user"
+    return "torch" if f"{os.sep}torch{os.sep}" in path else "library"
 
 
 @lru_cache(maxsize=65536)
@@ -61,14 +63,14 @@ def _position(code: CodeType, filename: str, table: bytes, instruction: int) -> 
     return Site(
         filename,
         line,
-        _characters(filename, line, column),
+        characters(filename, line, column),
         end_line,
-        _characters(filename, end_line, end_column),
+        characters(filename, end_line, end_column),
     )
 
 
 @lru_cache(maxsize=65536)
-def _characters(filename: str, line: int | None, byte: int | None) -> int | None:
+def characters(filename: str, line: int | None, byte: int | None) -> int | None:
     """A column that counts from 1 in characters, out of a byte offset in a line of UTF-8."""
     if line is None or byte is None:
         return None
@@ -107,8 +109,7 @@ def calling_site(frame: FrameType | None, stop: FrameType | None = None) -> Site
 def is_standard(filename: str) -> bool:
     """Whether a file is of Python's own library (contextlib, functools, …)."""
     path = os.path.abspath(filename)
-    packages = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-    return not any(part in path for part in packages)
+    return not any(part in path for part in _PACKAGES)
 
 
 @contextmanager

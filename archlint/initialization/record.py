@@ -31,6 +31,7 @@ from archlint.initialization.contents import Content, Event, Piece, Storage, one
 from archlint.initialization.distribution import Distribution
 from archlint.initialization.laws import Law
 from archlint.initialization.replaced import replaced
+from archlint.initialization.unreached import Listings
 from archlint.initialization.watch import Dispatcher, Watcher, geometry, law_of_elements, pause
 
 # Elements of a model up to which it is built for real: 1.6 GB in single precision.
@@ -60,6 +61,7 @@ class Record:
 
     watcher: Watcher
     notes: list[str] = field(default_factory=list)
+    listings: Listings = field(default_factory=Listings)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -71,7 +73,8 @@ class Record:
             random.seed(0)
             np.random.seed(0)
             try:
-                with replaced(self.watcher), Dispatcher(self.watcher), _Functions(self.watcher):
+                with (self.listings.watching(), replaced(self.watcher), Dispatcher(self.watcher),
+                      _Functions(self.watcher)):  # fmt: skip
                     yield
             finally:
                 random.setstate(python)
