@@ -368,21 +368,31 @@ def _matmul(step: Step) -> Signal:
     """Σ_i a_i b_i over the last axis of a, the last but one of b (:func:`contracted`)."""
     a, b = step.signal(0), step.signal(1)
     shape, other, out = step.shape(0), step.shape(1), step.out_shape()
-    if shape is None or other is None or out is None or not shape or (n := shape[-1]) is None:
+    if shape is None or other is None or out is None or not shape:
+        return UNKNOWN_SIGNAL
+    return multiplied_matrices(a, b, shape, other, len(out))
+
+
+def multiplied_matrices(
+    a: Signal, b: Signal, shape: Sequence[int | None], other: Sequence[int | None], rank: int
+) -> Signal:
+    """The product of matrices of two shapes, of ``rank`` dimensions."""
+    n = shape[-1]
+    if n is None:
         return UNKNOWN_SIGNAL
     over_b = -2 if len(other) > 1 else -1
     kept_a = a.roles[:-1] if len(a.roles) == len(shape) else ()
     last: tuple[Role, ...] = b.roles[-1:] if len(other) > 1 and len(b.roles) == len(other) else ()
     roles: tuple[Role, ...] = (*kept_a, *last)
-    if len(kept_a) < len(shape) - 1 or len(roles) != len(out):
-        kept_b = b.roles if len(b.roles) == len(other) == len(out) else ()
-        roles = kept_b if len(kept_b) == len(out) else _linear_roles(len(out))
+    if len(kept_a) < len(shape) - 1 or len(roles) != rank:
+        kept_b = b.roles if len(b.roles) == len(other) == rank else ()
+        roles = kept_b if len(kept_b) == rank else _linear_roles(rank)
     counts = _counts([(n, _role(a, -1, shape), _role(b, over_b, other))])
     moves = ("position" in a.roles[:-1], "position" in last)
     return contracted(a, b, counts, roles, moves)
 
 
-def _role(x: Signal, axis: int, shape: tuple[int | None, ...]) -> Role:
+def _role(x: Signal, axis: int, shape: Sequence[int | None]) -> Role:
     return x.roles[axis] if len(x.roles) == len(shape) else "feature"
 
 

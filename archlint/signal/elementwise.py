@@ -294,22 +294,39 @@ _STEADY = 0.35  # relative variance up to which a divisor is taken at the first 
 
 
 def inverse(y: Signal) -> Signal:
-    """1/y for a y that stays away from zero: with relative variance r = Var y/(E y)² and a
-    log-normal law E 1/y = (1 + r)/E y, E 1/y² = (1 + r)³/(E y)². Unknown for a wide y."""
-    if y.second_moment is None or not y.mean:
+    """1/y for a y that stays away from zero (:func:`steady_power`), of either sign."""
+    if y.mean is None or y.mean >= 0:
+        return steady_power(y, -1.0)
+    return scaled(steady_power(scaled(y, -1.0), -1.0), -1.0)
+
+
+def steady_power(y: Signal, p: float) -> Signal:
+    """y^p for a positive y that stays away from zero: with relative variance r = Var y/(E y)² and
+    a log-normal law E y^p = (E y)^p·(1 + r)^{p(p−1)/2}, and E[y^p y′^p] = (E y^p)²·(E[y y′]/(E y)²)
+    to the power p². Unknown for a wide y."""
+    if y.second_moment is None or y.mean is None or y.mean <= 0:
         return Signal(roles=y.roles)
     r = max(y.second_moment / y.mean**2 - 1, 0.0)
     if r > _STEADY:
         return Signal(roles=y.roles)
-    mean, second = (1 + r) / y.mean, (1 + r) ** 3 / y.mean**2
+    mean = y.mean**p * (1 + r) ** (p * (p - 1) / 2)
+    second = y.mean ** (2 * p) * (1 + r) ** (p * (2 * p - 1))
     q, fixed = y.second_moment, y.mean**2
 
     def pair(c: float) -> float | None:
-        share = max(c * q - fixed, -0.9 * fixed) / fixed  # E[y y′]/(E y)² − 1
-        return correlated(mean * mean * (1 + share), second)
+        joint = max(c * q / fixed, 0.1)  # E[y y′]/(E y)²
+        return correlated(mean * mean * joint ** (p * p), second)
 
-    return Signal(mean, second, None, None, y.spread, (), int(math.copysign(1, y.mean)), y.roles,
+    return Signal(mean, second, None, None, y.spread if p == -1 else None, (), 1, y.roles,
                   ).but(**paired(y, pair))  # fmt: skip
+
+
+@transfers("rsqrt", "reciprocal")
+def _power(step: Step) -> Signal:
+    """x^−½ and x^−1 of what stays away from zero."""
+    if step.node.op == "reciprocal":
+        return inverse(step.signal(0))
+    return steady_power(step.signal(0), -0.5)
 
 
 @transfers("neg")
@@ -333,17 +350,21 @@ def _pow(step: Step) -> Signal:
         phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1),
                          one_sided=1 if power % 2 == 0 else 0, odd=power % 2 == 1)  # fmt: skip
         return through(step.signal(0), phi)
-    return UNKNOWN_SIGNAL
+    return steady_power(step.signal(0), p) if step.signal(0).one_sided > 0 else UNKNOWN_SIGNAL
 
 
 @transfers("sqrt")
 def _sqrt(step: Step) -> Signal:
-    """E (√x)² = E x exactly; the mean of √x is known of a sum of squares, not from moments."""
+    """E (√x)² = E x exactly; the mean of √x is known of a sum of squares, and of what hardly
+    varies, not from moments."""
     x = step.signal(0)
     if x.one_sided <= 0 or x.mean is None:
         return Signal(roles=x.roles)
     if is_sum_of_squares(step, step.value(0)):
         return root_of_gamma(x)
+    steady = steady_power(x, 0.5)
+    if steady.known:
+        return steady
     return Signal(None, x.mean, None, None, x.spread, (), 1, x.roles)
 
 
@@ -478,6 +499,18 @@ def _random_uniform(step: Step) -> Signal:
     c = correlated(mean**2, second)
     return Signal(mean, second, c, c, 0.0, (), int(low >= 0), _noise_roles(step),
                   cross_correlation=c)  # fmt: skip
+
+
+@transfers("bernoulli")
+def _bernoulli(step: Step) -> Signal:
+    """One with the probability p, else zero: E x² = E x = E p, and two draws E[x x′] = E[p p′]."""
+    p = step.signal(0)
+    if p.mean is None or p.second_moment is None:
+        return Signal(roles=p.roles)
+    mean, q = p.mean, p.second_moment
+    roles = () if step.value(0) in step.graph.static else p.roles
+    found = Signal(mean, mean, None, None, 0.0, (), 1, roles)
+    return found.but(**paired(p, lambda c: correlated(c * q, mean)))
 
 
 @transfers("floor")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from archlint.signal.affine import multiplied_matrices
 from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Role, Signal
 from archlint.signal.transfer import (
     Step,
@@ -37,8 +38,14 @@ def _same(step: Step) -> tuple[Signal, ...]:
 
 def regrouped(made: Sequence[Factors], after: Sequence[int]) -> tuple[Factors, ...] | None:
     """What the dimensions of a reshape are made of: factors are taken from the left, several for
-    a larger dimension, a part of one for a smaller. None where the sizes do not divide."""
-    left = [f for factors in made for f in factors if f[1] != 1]
+    a larger dimension, a part of one for a smaller; neighbours of one role are one factor, which
+    any split may cut. None where the sizes do not divide."""
+    left: list[tuple[Role, int]] = []
+    for role, n in (f for dimension in made for f in dimension if f[1] != 1):
+        if left and left[-1][0] == role:
+            left[-1] = (role, left[-1][1] * n)
+        else:
+            left.append((role, n))
     result: list[Factors] = []
     for n in after:
         own: list[tuple[Role, int]] = []
@@ -285,6 +292,8 @@ def _of_concat(step: Step, axis: int, start: int, stop: int) -> Signal | None:
     """What lies between two places along the axis of a concatenation, from the parts that do, each
     taken whole; None where a part is cut or the input is no concatenation."""
     producer = step.graph.producer.get(step.value(0) or "")
+    if producer is not None and producer.op in ("pad", "matmul"):
+        return _columns(step, step.value(0), axis, start, stop, _MOST_NODES)
     if producer is None or producer.op != "concat" or producer.attributes.get("axis") != axis:
         return None
     at = 0
@@ -305,6 +314,47 @@ def _of_concat(step: Step, axis: int, start: int, stop: int) -> Signal | None:
         return kept[0][0].but(roles=x.roles)
     along = bool(x.roles) and axis < len(x.roles) and x.roles[axis] == "position"
     return weighted_mean(kept, x.roles, over_positions=along)
+
+
+_MOST_NODES = 8  # that are followed back
+
+
+def _columns(
+    step: Step, value: str | None, axis: int, start: int, stop: int, most: int
+) -> Signal | None:
+    """Some columns of a product A·B are A times those of B; of a padded tensor they are what was
+    padded, or what was padded with: so does linear attention carry its denominator along. None
+    where the slice mixes both."""
+    node = step.graph.producer.get(value or "")
+    if node is None or most <= 0:
+        return None
+    x = step.signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL)
+    shape = step.graph.shape(node.inputs[0])
+    if shape is None or axis != len(shape) - 1 or (size := shape[axis]) is None:
+        return None
+    if node.op == "matmul":
+        factor = step.graph.shape(node.inputs[1])
+        if factor is None or len(factor) != len(shape) or None in factor:
+            return None
+        part = _columns(step, node.inputs[1], axis, start, stop, most - 1)
+        if part is None:
+            return None
+        cut = (*factor[:-1], stop - start)
+        return multiplied_matrices(x, part, shape, cut, len(shape))
+    if node.op != "pad" or str(node.attributes.get("mode", "constant")) != "constant":
+        return None
+    padding = Step(step.graph, node, step.signals, step.basis).ints("padding")
+    begin = padding[axis]
+    if any(n for a, n in enumerate(padding) if a % len(shape) != axis) or begin < 0:
+        return None
+    if begin <= start and stop <= begin + size:
+        return x.but(profile={a: p for a, p in x.profile.items() if a != axis})
+    number = step.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if stop <= begin or start >= begin + size:
+        filled = float(number.reshape(-1)[0]) if number is not None and number.size else 0.0
+        return Signal(filled, filled * filled, 1.0, 1.0, 0.0, (), (filled > 0) - (filled < 0),
+                      x.roles, cross_correlation=1.0)  # fmt: skip
+    return None
 
 
 @transfers("windows")
@@ -352,16 +402,117 @@ def _gather(step: Step) -> tuple[Signal, ...]:
     return (x.but(profile={}, roles=roles), *more)
 
 
-@transfers("depth_to_space", "space_to_depth", "unfold", "fold")
+@transfers("depth_to_space", "space_to_depth")
 def _blocks(step: Step) -> Signal:
-    """Blocks of positions become channels or back; overlapping folds add."""
+    """Blocks of positions become channels or back."""
     x, out = step.signal(0), step.out_shape()
-    if step.node.op == "fold":
-        return UNKNOWN_SIGNAL
-    if step.node.op == "unfold":
-        return x.but(roles=("sample", "feature", "position"), profile={})
     roles = x.roles if out is not None and len(x.roles) == len(out) else ()
     return x.but(profile={}, roles=roles)
+
+
+def windows_over(step: Step, size: Sequence[int], count: Sequence[int]) -> tuple[float, float]:
+    """Of windows over a map (unfold, fold): (E m, E m²) of the number of windows that cover a
+    place, as the product over axes of ``size`` places and ``count`` windows."""
+    kernel, stride = step.ints("kernel"), step.ints("stride")
+    padding, dilation = step.ints("padding"), step.ints("dilation")
+    one = two = 1.0
+    for a, n in enumerate(size):
+        where = (np.arange(count[a])[:, None] * stride[a] + np.arange(kernel[a]) * dilation[a]
+                 - padding[a])  # fmt: skip
+        met = np.bincount(where[(where >= 0) & (where < n)], minlength=n).astype(np.float64)
+        one *= float(met.mean())
+        two *= float((met * met).mean())
+    return one, two
+
+
+def window_counts(step: Step, size: Sequence[int]) -> list[int]:
+    """How many windows lie along each axis of a map."""
+    kernel, stride = step.ints("kernel"), step.ints("stride")
+    padding, dilation = step.ints("padding"), step.ints("dilation")
+    dims = len(size)
+    return [(n + padding[a] + padding[dims + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a]
+            + 1 for a, n in enumerate(size)]  # fmt: skip
+
+
+@transfers("unfold")
+def _unfold(step: Step) -> Signal:
+    """Patches [sample, channel·taps, position]; taps that fall on padding are zero."""
+    x, shape, out = step.signal(0), step.shape(0), step.out_shape()
+    if shape is None or out is None or None in shape or None in out:
+        return x.but(roles=("sample", "feature", "position"), profile={}, parts=())
+    size = [n or 0 for n in shape[2:]]
+    once, _ = windows_over(step, size, window_counts(step, size))
+    taps = math.prod(step.ints("kernel"))
+    share = min(once * math.prod(size) / max(taps * (out[2] or 0), 1), 1.0)
+    made: tuple[Factors, ...] = (
+        (("sample", shape[0] or 0),), (("feature", shape[1] or 0), ("position", taps)),
+        (("position", out[2] or 0),),
+    )  # fmt: skip
+    return x.but(mean=product(x.mean, share), second_moment=product(x.second_moment, share),
+                 position_correlation=product(x.position_correlation, share),
+                 cross_correlation=product(x.apart, share),
+                 roles=("sample", "feature", "position"), profile={}, parts=made)  # fmt: skip
+
+
+@transfers("fold")
+def _fold(step: Step) -> Signal:
+    """A place is the sum over the m windows that cover it, of different taps of theirs:
+    E y² = E x²·(m + m(m − 1)c) with c what two windows share at different taps."""
+    x, out = step.signal(0), step.out_shape()
+    roles: tuple[Role, ...] = ("sample", "feature", "position", "position")
+    if out is None or None in out or x.second_moment is None or x.mean is None:
+        return Signal(roles=roles)
+    size = [n or 0 for n in out[2:]]
+    one, two = windows_over(step, size, window_counts(step, size))
+    copied = _is_unfolded(step)
+    share = 1.0
+    if copied:  # what is zero there does not fall on the map
+        taps = math.prod(step.ints("kernel")) * math.prod(window_counts(step, size))
+        share = min(one * math.prod(size) / taps, 1.0)
+    q, first = x.second_moment / share, x.mean / share
+    within, apart = product(x.position_correlation, q), product(x.apart, q)
+    within, apart = (None if c is None else c / share for c in (within, apart))
+    between = product(x.sample_correlation, q)
+    # taps stand for positions where a reshape or unfold tells so, else for features
+    spots = len(x.parts) == 3 and any(role == "position" for role, _ in x.parts[1])
+    near, far = (within, apart) if spots else (first * first, first * first)
+    inner, outer = (q, between) if copied else (near, far)
+    more = two - one
+    if near is None or inner is None:
+        return Signal(roles=roles)
+    second = max(q * one + inner * more, 0.0)
+    samples = None
+    if between is not None and outer is not None:
+        samples = correlated(between * one + outer * more, second)
+    # of two places' terms one pair in as many as there are taps is of one tap
+    alike = 1.0 if spots else 1 / max(math.prod(step.ints("kernel")), 1)
+
+    def places(same: float | None, other: float | None) -> float | None:
+        if same is None or other is None:
+            return None
+        return correlated((alike * same + (1 - alike) * other) * one * one, second)
+
+    return Signal(first * one, second, places(within, near), samples, None, x.odd_in, x.one_sided,
+                  roles, gaussian=x.gaussian, cross_correlation=places(apart, far))  # fmt: skip
+
+
+def _is_unfolded(step: Step) -> bool:
+    """Whether each element is a function of one of an unfolded map: all that add up at a place are
+    then one and the same."""
+    value = step.value(0)
+    for _ in range(_MOST_NODES):
+        node = step.graph.producer.get(value or "")
+        if node is None or node.op == "unfold":
+            return node is not None
+        carried = [v for v in node.inputs if v is not None and v not in step.graph.static]
+        if node.op in _MIXES or len(carried) != 1:
+            return False
+        value = carried[0]
+    return False
+
+
+_MIXES = frozenset({"linear", "conv", "conv_transpose", "softmax", "layer_norm", "rms_norm",
+                    "reduce_mean", "reduce_sum", "fold", "dropout"})  # fmt: skip
 
 
 @transfers("pad")
@@ -375,10 +526,10 @@ def _pad(step: Step) -> Signal:
     if str(step.attribute("mode")) != "constant":
         return x.but(profile={})
     value = step.constant(1)
-    if value is not None and value.size and float(value.reshape(-1)[0]) != 0.0:
-        return UNKNOWN_SIGNAL
+    filled = float(value.reshape(-1)[0]) if value is not None and value.size else 0.0
     profile = dict(x.profile)
     share = 1.0
+    spots = 1.0  # the share of the pairs of positions that both lie inside
     rank = len(shape)
     for axis in range(rank):
         begin, end = padding[axis], padding[rank + axis]
@@ -386,15 +537,46 @@ def _pad(step: Step) -> Signal:
         if begin == end == 0:
             continue
         before = profile.get(axis, np.ones(size))
-        if begin < 0 or end < 0 or before.size != size:
+        if begin < 0 or end < 0 or before.size != size or filled:
             profile.pop(axis, None)
         else:
             padded = np.pad(before, (begin, end))
             profile[axis] = padded / padded.mean() if padded.mean() > 0 else padded
-        share *= min(size / max(size + begin + end, 1), 1.0)
+        inside = min(size / max(size + begin + end, 1), 1.0)
+        share *= inside
+        if len(x.roles) != rank or x.roles[axis] == "position":
+            spots *= inside
+    if filled:
+        return _filled(x, filled, share, spots).but(profile=profile)
     return x.but(mean=product(x.mean, share), second_moment=product(x.second_moment, share),
-                 profile=profile, position_correlation=product(x.position_correlation, share),
-                 cross_correlation=product(x.apart, share))  # fmt: skip
+                 profile=profile, position_correlation=product(x.position_correlation, spots),
+                 cross_correlation=product(x.apart, spots))  # fmt: skip
+
+
+def _filled(x: Signal, value: float, share: float, spots: float) -> Signal:
+    """Of the elements the share is those of x, the others are a number; of two positions that
+    differ both are x's, one or none by the share of positions that are padding."""
+    if x.second_moment is None or x.mean is None:
+        return Signal(roles=x.roles)
+    q, own, fixed = x.second_moment, x.mean, value * value
+    mean = share * own + (1 - share) * value
+    second = share * q + (1 - share) * fixed
+    same = share / spots if spots > 0 else 0.0  # of the features of a position
+
+    def apart(c: float | None) -> float | None:
+        if c is None:
+            return None
+        mixed = same * own * value + (1 - same) * fixed
+        both = same * c * q + (1 - same) * fixed
+        return correlated(spots**2 * both + 2 * spots * (1 - spots) * mixed
+                          + (1 - spots) ** 2 * fixed, second)  # fmt: skip
+
+    side = x.one_sided if x.one_sided * value >= 0 else 0
+    between = product(x.sample_correlation, share * q)
+    return Signal(mean, second, apart(x.position_correlation), None, None, (), side, x.roles,
+                  cross_correlation=apart(x.apart)).but(
+        sample_correlation=None if between is None else correlated(
+            between + (1 - share) * fixed, second))  # fmt: skip
 
 
 @transfers("full")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from archlint.signal.activations import Activation, activation
+from archlint.signal.elementwise import scaled
 from archlint.signal.gaussian import max_of_correlated, moments_of_maximum
+from archlint.signal.gradient import merged, role_correlation
 from archlint.signal.interpolation import concentration
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import (
@@ -77,27 +79,36 @@ _RISING = frozenset({"relu", "relu6", "silu", "gelu", "mish", "hardswish", "leak
                      })  # fmt: skip
 
 
-def maximum(step: Step, count: int) -> Signal:
+def maximum(step: Step, count: int, alike: float | None = None, sign: float = 1.0) -> Signal:
     """The maximum of ``count`` normals with a common correlation. A maximum of activations is the
     activation of the maximum of the pre-activations, which are normal.
 
     Maxima of two windows whose elements have the covariance k agree by it: Cov(y, y′) = k, exact
     where all pairs have one covariance (a common part of that variance), and to first order else.
+    ``alike`` is E[v v′]/E v² of two of the elements, by default that of two positions; a ``sign``
+    of −1 gives the minimum of them.
     """
-    x = step.signal(0)
-    producer = step.graph.producer.get(step.value(0) or "")
+    if sign < 0:
+        return scaled(_maximum(scaled(step.signal(0), -1.0), None, count, alike), -1.0)
+    return _maximum(step.signal(0), step, count, alike)
+
+
+def _maximum(x: Signal, step: Step | None, count: int, alike: float | None) -> Signal:
+    before_it = x
+    producer = step.graph.producer.get(step.value(0) or "") if step is not None else None
     phi: Activation | None = None
-    if producer is not None and producer.op in _RISING and producer.inputs[0]:
+    if step is not None and producer is not None and producer.op in _RISING and producer.inputs[0]:
         before = step.signals.get(producer.inputs[0], UNKNOWN_SIGNAL)
         phi = activation(producer.op, producer.attributes)
         x = before.but(roles=x.roles) if before.known and phi is not None else x
-    if x.second_moment is None or x.mean is None or x.position_correlation is None:
+    alike = x.position_correlation if alike is None else alike
+    if x.second_moment is None or x.mean is None or alike is None:
         return Signal(roles=x.roles)
     centre, q = x.mean, x.second_moment
     variance = q - centre**2
     if variance <= 1e-12 * q:
-        return step.signal(0)
-    c = min(max((x.position_correlation * q - centre**2) / variance, 0.0), 1.0)
+        return before_it
+    c = min(max((alike * q - centre**2) / variance, 0.0), 1.0)
     first, second, _ = max_of_correlated(count, round(c, 4), -math.inf)
     own = max(second - first * first, 1e-9)  # the variance of the maximum of standard normals
     if phi is None:
@@ -221,17 +232,28 @@ def _reduce(step: Step) -> Signal:
     return result
 
 
-@transfers("reduce_max")
+@transfers("reduce_max", "reduce_min")
 def _reduce_max(step: Step) -> Signal:
+    """The greatest of normals over positions, features or samples, with the mean correlation of
+    two of them."""
     x, shape, axes = step.signal(0), step.shape(0), step.ints("axes")
     count = known_size(shape, axes)
-    if count is None or shape is None or len(x.roles) != len(shape):
+    if count is None or shape is None or len(x.roles) != len(shape) or not x.second_moment:
         return UNKNOWN_SIGNAL
-    if any(x.roles[a] != "position" for a in axes):
+    spots = all(x.roles[a] == "position" for a in axes)
+    if not spots and not x.gaussian:
         return UNKNOWN_SIGNAL
-    result = maximum(step, count).but(roles=reduced_roles(step, x))
-    spots = [a for a, r in enumerate(x.roles) if r == "position" and shape[a] != 1]
-    return without_positions(result) if all(a in axes for a in spots) else result
+    cs = [role_correlation(x, x.roles[a]) for a in axes]
+    alike = merged([shape[a] or 1 for a in axes], cs)
+    sign = -1.0 if step.node.op == "reduce_min" else 1.0
+    result = maximum(step, count, alike, sign).but(roles=reduced_roles(step, x))
+    left = [a for a, r in enumerate(x.roles) if r == "position" and shape[a] != 1]
+    if not all(x.roles[a] == "position" for a in axes):  # what is left of the others is alike
+        result = result.but(position_correlation=None, sample_correlation=None,
+                            cross_correlation=None)  # fmt: skip
+        if "sample" in [x.roles[a] for a in axes]:
+            result = result.but(sample_correlation=1.0)
+    return without_positions(result) if all(a in axes for a in left) else result
 
 
 @transfers("reduce_var", "reduce_std", "reduce_l2")

@@ -66,7 +66,7 @@ def _follow(
         results = (found,) if isinstance(found, Signal) else tuple(found)
     for i, out in enumerate(node.outputs):
         result = results[i] if i < len(results) else UNKNOWN_SIGNAL
-        if node.op not in ("reshape", "transpose"):
+        if node.op not in ("reshape", "transpose", "unfold"):
             result = _with_parts(graph, node, signals, out, result)
         signals[out] = result
     first = node.inputs[0] if node.inputs else None
@@ -88,10 +88,27 @@ def _with_parts(
     for value in node.inputs:
         x = signals.get(value or "", UNKNOWN_SIGNAL)
         before = graph.shape(value)
-        if x.parts and before is not None and len(before) == len(shape) == len(x.parts):
-            parts = tuple(p if before[a] == shape[a] else () for a, p in enumerate(x.parts))
+        if not x.parts or before is None or len(before) != len(x.parts):
+            continue
+        gone = _gone(node)
+        left = [(n, p) for a, (n, p) in enumerate(zip(before, x.parts, strict=True))
+                if a not in gone]  # fmt: skip
+        left = [(None, ())] * (len(shape) - len(left)) + left if node.op == "expand" else left
+        if len(left) == len(shape):
+            parts = tuple(p if n == shape[a] else () for a, (n, p) in enumerate(left))
             return result.but(parts=parts)
     return result.but(parts=()) if result.parts else result
+
+
+def _gone(node: Node) -> tuple[int, ...]:
+    """The axes of the first input that a node does away with."""
+    if node.op == "select_index":
+        return (int(str(node.attributes["axis"])),)
+    axes = node.attributes.get("axes")
+    kept = node.attributes.get("keepdims", False)
+    if node.op.startswith("reduce_") and not kept and isinstance(axes, tuple):
+        return tuple(a for a in axes if isinstance(a, int))
+    return ()
 
 
 def _picks_features(node: Node, x: Signal) -> bool:

@@ -145,6 +145,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
                                   .reshape(8, 25, 12)).mean(1), linear(12, 16)), MAP, 0.0),
     "expand": (on(lambda x, f: f(x[:, None].expand(-1, 7, -1)), linear()), FLAT, 0.0),
     "gather": (on(lambda x: x[:, torch.tensor([3, 1, 3, 7])]), FLAT, 0.01),
+    "unfold": (on(lambda x, f: f(F.unfold(x, 3, padding=1)).mean(1), linear(100, 20)), MAP, 0.02),
+    "fold": (on(lambda x, f: F.fold(f(x), (10, 10), 3, padding=1, stride=2), linear(25, 25)),
+             (2, 108, 25), 0.02),
+    "fold_of_mean": (on(lambda x: F.fold(x, (10, 10), 3, padding=1, stride=2).mean((2, 3))),
+                     (2, 108, 25), 0.02),
+    "unfold_of_mean": (on(lambda x: F.unfold(x, 3, padding=1, stride=2).mean((1, 2))), MAP, 0.02),
+    "window_of_windows": (on(lambda x, f: f(x.reshape(2, 4, 5, 24).sum(2)), linear()),
+                          (2, 20, 24), 0.0),
+    "root": (on(lambda x: (x.square().mean((1, 2)) + 1).sqrt()), TOKENS, 0.02),
+    "inverse_root": (on(lambda x: (x.square().mean((1, 2)) + 1).rsqrt()), TOKENS, 0.03),
+    "inverse": (on(lambda x: (x.square().mean((1, 2)) + 2).reciprocal()), TOKENS, 0.03),
+    "whole_samples_dropped": (on(lambda x, f: f(x) * x.new_empty(4, 1).bernoulli_(0.8).div_(0.8),
+                                 linear()), FLAT, 0.03),
     "pad": (on(lambda x: F.pad(x, (1, 2, 0, 3))), MAP, 0.0),
     "crop": (on(lambda x: F.pad(x, (-1, -2, 0, -3))), MAP, 0.0),
     "pixel_shuffle": (on(lambda x: F.pixel_shuffle(x, 2).mean((2, 3))), MAP, 0.0),
@@ -258,6 +271,49 @@ def test_every_op_with_a_forward_function_has_a_backward_one() -> None:
     """But for those whose gradient is known to be unknown, or whose inputs are no real numbers."""
     without = {"random_normal", "random_uniform", "full", "gumbel_softmax"}
     assert set(TRANSFER) - set(BACKWARD) <= without
+
+
+def test_gradient_of_a_computed_weight() -> None:
+    """A weight that is standardised before it is used: of the raw one, by Monte Carlo."""
+
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.raw = nn.Parameter(torch.randn(20, 12, 3, 3))
+            self.shift = nn.Parameter(torch.zeros(8))
+            self.more = nn.Parameter(torch.zeros(12))
+            self.before = nn.Conv2d(12, 12, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            w = self.raw - self.raw.mean((1, 2, 3), keepdim=True)
+            y = F.conv2d(
+                torch.relu(self.before(x)), 0.1 * w, torch.cat([self.shift, self.more]), padding=1
+            )
+            return torch.tanh(y)
+
+    graph = load_torch(Standardised, {"x": (MAP, "float32")})
+    found = gradients(graph, propagate(graph))
+    node = next(n for n in graph.nodes if n.op == "conv" and n.inputs[1] in graph.producer)
+    weights, biases = [], []
+    for seed in range(80):
+        torch.manual_seed(seed)
+        network = Standardised()
+        h = torch.relu(network.before(torch.randn(MAP))).detach()
+        w = 0.1 * (network.raw - network.raw.mean((1, 2, 3), keepdim=True)).detach()
+        w.requires_grad_(True)
+        b = torch.zeros(20, requires_grad=True)
+        out = torch.tanh(F.conv2d(h, w, b, padding=1))
+        out.backward(torch.randn_like(out))
+        assert w.grad is not None
+        assert b.grad is not None
+        weights.append(float(w.grad.square().mean()))
+        biases.append(float(b.grad.square().mean()))
+    for value, drawn in ((node.inputs[1], weights), (node.inputs[2], biases)):
+        assert value is not None
+        second = found[value].second_moment
+        assert second is not None
+        error = float(np.std(drawn, ddof=1)) / len(drawn) ** 0.5
+        assert abs(second - np.mean(drawn)) <= 4 * error + 0.03 * second
 
 
 def test_together() -> None:

@@ -163,6 +163,30 @@ CASES = [
     _case("flattened map", IMAGE, lambda n, x: n.b(n.a(x).flatten(1)), a=_stem,
           b=lambda: nn.Linear(32 * 256, 20)),
     _case("pad", IMAGE, lambda n, x: F.pad(n.a(x), (1, 2, 1, 2)), a=_stem),
+    _case("pad with a number", TOKENS, lambda n, x: F.pad(
+        torch.relu(n.a(x)), (1, 0, 0, 6), value=2.0), a=lambda: nn.Linear(48, 16), slack=0.02),
+    _case("patches overlap and add", IMAGE, lambda n, x: F.fold(
+        F.unfold(n.a(x), 3, padding=1, stride=2), (16, 16), 3, padding=1, stride=2), a=_relu_conv(
+            padding=1), slack=0.03),
+    _case("mixed patches that add", IMAGE, lambda n, x: F.fold(n.b(F.unfold(
+        n.a(x), 3, padding=1, stride=2).mT).mT, (16, 16), 3, padding=1, stride=2),
+          a=_relu_conv(padding=1), b=lambda: nn.Linear(216, 90), slack=0.03),
+    _case("fold of independent patches", (4, 90, 64), lambda n, x: F.fold(
+        x, (16, 16), 3, padding=1, stride=2)),
+    _case("whole samples dropped", TOKENS, lambda n, x: n.a(x) * x.new_empty(4, 1, 1).bernoulli_(
+        0.8).div_(0.8), a=lambda: nn.Linear(48, 64), slack=0.05),
+    _case("divided by the root of a variance", IMAGE, lambda n, x: n.a(x) * torch.rsqrt(
+        torch.relu(n.a(x)).var((1, 2, 3), keepdim=True) + 1e-5), a=_relu_conv(padding=1),
+          slack=0.02),
+    _case("greatest of features", ROW, lambda n, x: n.a(x).amax(-1), a=lambda: nn.Linear(48, 64),
+          slack=0.02),
+    _case("least of all", TOKENS, lambda n, x: n.a(x).amin((0, 1, 2)), a=lambda: nn.Linear(48, 64),
+          slack=0.04),
+    _case("windows there and back", (2, 8, 8, 24), lambda n, x: n.c(n.b(n.a(x).reshape(
+        2, 2, 4, 2, 4, 24).transpose(2, 3).reshape(8, 16, 24)).reshape(2, 2, 2, 4, 4, 24).transpose(
+            2, 3).reshape(2, 4, 2, 4, 2, 24).transpose(2, 3).reshape(2, 16, 96)),
+          a=lambda: nn.Linear(24, 24), b=lambda: nn.Linear(24, 24),
+          c=lambda: nn.Linear(96, 20)),
     _case("attention", TOKENS, _attend, stem=_tokens, qkv=lambda: nn.Linear(96, 288), slack=0.02),
     _case("attention causal", TOKENS, lambda n, x: _attend(n, x, is_causal=True), stem=_tokens,
           qkv=lambda: nn.Linear(96, 288), slack=0.02),

@@ -18,6 +18,7 @@ from archlint.signal.gradient import (
     backwards,
     both,
     no_gradient,
+    summed,
     together,
 )
 from archlint.signal.moments import Signal
@@ -83,11 +84,57 @@ def _grouped_linear(step: Back) -> list[Gradient | None]:
 
 
 def _static_rest(step: Back, start: int) -> list[Gradient | None]:
-    """Weights get none that is followed; a weight that was computed from activations: unknown."""
-    return [
-        None if v is None or v in step.graph.static else UNKNOWN_GRADIENT
-        for v in step.node.inputs[start:]
-    ]
+    """Weights get none that is followed; one that was computed from others, or from activations,
+    gets its own (:func:`_of_weight`)."""
+    found: list[Gradient | None] = []
+    for i, value in enumerate(step.node.inputs[start:], start):
+        if value is None or value not in step.graph.producer:
+            found.append(None)
+        elif step.node.op not in ("linear", "conv") or i > 2:
+            found.append(None if value in step.graph.static else UNKNOWN_GRADIENT)
+        else:
+            found.append(_of_weight(step, i))
+    return found
+
+
+def _of_weight(step: Back, i: int) -> Gradient:
+    """∂W = Σ g xᵀ over samples and positions: E g²·E x²·N·Σ of the products of what two of the N
+    places share; ∂b = Σ g. Of a convolution less by the taps that fall on padding."""
+    g, x, out, shape = step.gradient, step.signal(0), step.out_shape(), step.shape(0)
+    weight = step.shape(i)
+    feature = 1 if step.node.op == "conv" else len(out or ()) - 1
+    if g.zero:
+        return no_gradient(step.rank(i))
+    if out is None or shape is None or weight is None or len(g.along) != len(out):
+        return UNKNOWN_GRADIENT
+    axes = [a for a in range(len(out)) if a != feature]
+    if i == 2:
+        return summed(g, out, axes, keep=False).but(origin=step.source(i), profile={})
+    if g.second_moment is None or x.second_moment is None or None in out:
+        return UNKNOWN_GRADIENT
+    outer = along_of(x, out if len(out) == len(shape) else shape)
+    if len(outer) != len(g.along):
+        return UNKNOWN_GRADIENT
+    sizes = [out[a] or 1 for a in axes]
+    whole = together(sizes, [both(g.along[a], outer[a]) for a in axes])
+    if whole is None:
+        return UNKNOWN_GRADIENT
+    second = g.second_moment * x.second_moment * math.prod(sizes) * whole
+    if step.node.op == "linear":
+        rows = (g.along[-1], outer[-1])
+        swapped = int(step.number("input_axis")) == 0
+        along: tuple[Correlation, ...] = rows[::-1] if swapped else rows
+    else:
+        dims = len(shape) - 2
+        stride, dilation = step.ints("stride"), step.ints("dilation")
+        padding = step.ints("padding")
+        for a in range(dims):
+            kernel, size = weight[2 + a] or 1, shape[2 + a] or 1
+            where = (np.arange(out[2 + a] or 1)[:, None] * stride[a]
+                     + np.arange(kernel) * dilation[a] - padding[a])  # fmt: skip
+            second *= float(((where >= 0) & (where < size)).mean())
+        along = (g.along[1], outer[1], *outer[2:])
+    return Gradient(second, along, origin=step.source(i))
 
 
 @backwards("conv")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from archlint.signal.activations import Activation, activation, leaky_relu
 from archlint.signal.backward.normalisation import channel_variation
+from archlint.signal.elementwise import added, steady_power
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -143,7 +144,8 @@ def _pow(step: Back) -> list[Gradient]:
     if p == 1.0:
         return [step.gradient]
     if p != int(p) or not 0 < p <= 8:
-        return [UNKNOWN_GRADIENT]
+        x = step.signal(0)
+        return [_of_power(step, step.gradient, x, p) if x.one_sided > 0 else UNKNOWN_GRADIENT]
     power = int(p)
     phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1))
     return [through(step.gradient, step.signal(0), phi, step.shape(0))]
@@ -373,16 +375,26 @@ def _select(step: Back) -> list[Gradient | None]:
     return [None, step.gradient, step.gradient]
 
 
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
+
+
 @backwards("sqrt", "log", "rsqrt", "reciprocal", "log1p")
 def _root(step: Back) -> list[Gradient]:
-    """Where the argument hardly varies, at its mean; else E 1/x is not known from moments."""
+    """Of what stays away from zero, p·y^{p−1} by the law of :func:`steady_power`."""
     x, g = step.signal(0), step.gradient
-    if x.mean is None or x.variance is None or x.mean <= 0 or x.variance > 0.05 * x.mean**2:
-        return [UNKNOWN_GRADIENT]
-    m = x.mean
-    slope = {"sqrt": 0.5 / math.sqrt(m), "log": 1 / m, "rsqrt": -0.5 * m**-1.5,
-             "reciprocal": -1 / m**2, "log1p": 1 / (1 + m)}[step.node.op]  # fmt: skip
-    return [scaled(g, slope)]
+    if step.node.op == "log1p":
+        x = added(x, Signal(1.0, 1.0, 1.0, 1.0, 0.0, cross_correlation=1.0))
+    return [_of_power(step, g, x, _POWERS.get(step.node.op, 0.0))]
+
+
+def _of_power(step: Back, g: Gradient, x: Signal, p: float) -> Gradient:
+    """Through y^p; through ln y for p = 0."""
+    slope = steady_power(x, p - 1)
+    factor = p if p else 1.0
+    if slope.second_moment is None or slope.mean is None:
+        return UNKNOWN_GRADIENT
+    along = along_of(slope.but(roles=x.roles), step.shape(0))
+    return times(g, factor**2 * slope.second_moment, along, factor * slope.mean)
 
 
 # --------------------------------------------------------------------------- noise

@@ -20,6 +20,7 @@ from archlint.signal.gradient import (
     no_gradient,
     summed,
 )
+from archlint.signal.layout import window_counts, windows_over
 from archlint.signal.moments import Role
 
 
@@ -442,28 +443,45 @@ def _windows(step: Back) -> list[Gradient | None]:
 
 @backwards("unfold")
 def _unfold(step: Back) -> list[Gradient | None]:
-    """Patches [sample, channel·taps, position]: an element gets the sum over the patches it is in,
-    of different taps."""
+    """Patches [sample, channel·taps, position]: an element gets the sum over the m patches it is
+    in, of different taps at different places: E g²·(m + m(m − 1)c)."""
     g, shape, out = step.gradient, step.shape(0), step.out_shape()
-    if shape is None or out is None or g.second_moment is None or None in (*shape, *out):
+    if g.zero:
+        return [no_gradient(step.rank(0))]
+    if (shape is None or out is None or g.second_moment is None or None in (*shape, *out)
+            or len(g.along) != 3):  # fmt: skip
         return [UNKNOWN_GRADIENT]
-    met = math.prod(n or 1 for n in out) / max(math.prod(n or 1 for n in shape), 1)
-    c = g.along[1] if len(g.along) > 1 else None
-    if c is None:
+    size = [n or 0 for n in shape[2:]]
+    one, two = windows_over(step, size, window_counts(step, size))
+    c = None if None in g.along[1:] else min(c or 0.0 for c in g.along[1:])
+    if c is None or one <= 0:
         return [UNKNOWN_GRADIENT]
-    second = g.second_moment * met * (1 + max(met - 1, 0.0) * c)
-    position = g.along[2] if len(g.along) > 2 else None
-    along = (g.along[0], c, *(position for _ in shape[2:]))
+    second = g.second_moment * (one + max(two - one, 0.0) * c)
+    if second <= 0:
+        return [no_gradient(step.rank(0))]
+    # two places share all pairs of their patches
+    apart = min(g.second_moment * one * one * c / second, 1.0)
+    along = (g.along[0], g.along[1], *((apart,) * len(size)))
     return [Gradient(second, along, origin=step.source(0))]
 
 
 @backwards("fold")
 def _fold(step: Back) -> list[Gradient | None]:
     """Copies of the map's gradient to every patch that holds the place."""
-    g, shape = step.gradient, step.shape(0)
-    if shape is None or len(g.along) < 3:
+    g, shape, out = step.gradient, step.shape(0), step.out_shape()
+    if g.zero:
+        return [no_gradient(step.rank(0))]
+    if (shape is None or out is None or None in (*shape, *out) or len(g.along) != 4
+            or g.second_moment is None):  # fmt: skip
         return [UNKNOWN_GRADIENT]
-    return [Gradient(g.second_moment, (g.along[0], 0.0, g.along[2]), origin=step.source(0))]
+    size = [n or 0 for n in out[2:]]
+    one, _ = windows_over(step, size, window_counts(step, size))
+    taps = math.prod(step.ints("kernel"))
+    share = min(one * math.prod(size) / max(taps * (shape[2] or 0), 1), 1.0)
+    spots = None if None in g.along[2:] else min(c or 0.0 for c in g.along[2:])
+    feature = merged([max((shape[1] or 0) // taps, 1), taps], [g.along[1], spots])
+    return [Gradient(g.second_moment * share, (g.along[0], feature, spots),
+                     origin=step.source(0))]  # fmt: skip
 
 
 @backwards("pad")
