@@ -244,7 +244,7 @@ def signals(draw: st.DrawFn) -> Signal:
     second = draw(positive)
     mean = draw(unit) * math.sqrt(second)
     floor = mean * mean / second
-    p, s, x = (floor + (1 - floor) * draw(st.floats(0, 1)) for _ in range(3))
+    p, s, x = (min(floor + (1 - floor) * draw(st.floats(0, 1)), 1.0) for _ in range(3))
     return Signal(mean, second, p, s, 0.0, roles=("sample", "position", "feature"),
                   cross_correlation=min(p, s, x))  # fmt: skip
 
