@@ -29,6 +29,191 @@ _EXACT_BELOW = 512  # neurons up to which the sum over the number of positive on
 
 
 @dataclass(frozen=True, slots=True)
+class LogLaw:
+    """The logarithm of a random factor R with E R = 1: ``variance`` = Var ln R, ``deficit`` =
+    −E ln R (half the variance where R is log-normal), ``third`` its third central moment. All
+    three add up over independent factors."""
+
+    variance: float = 0.0
+    deficit: float = 0.0
+    third: float = 0.0
+
+    def __add__(self, other: LogLaw) -> LogLaw:
+        return LogLaw(self.variance + other.variance, self.deficit + other.deficit,
+                      self.third + other.third)  # fmt: skip
+
+    def raised(self, power: float) -> LogLaw:
+        """Of what goes as that power of R, to the first order."""
+        e = power
+        return LogLaw(e * e * self.variance, e * e * self.deficit, e**3 * self.third)
+
+    def mixed(self, share: float) -> LogLaw:
+        """Of 1 − share + share·R: what is left of R beside something that does not vary, such as
+        the biases' part of a length."""
+        if share >= 1.0 or self.variance * share * share < _SMALL:
+            return self.raised(min(share, 1.0))
+        return _mixed(self, round(share, 6))
+
+    def below(self, x: float) -> float:
+        """P(ln R < x), ln R taken for a scaled and shifted ln Γ of its three moments."""
+        if self.variance <= 0:
+            return float(x > -self.deficit)
+        grid, weight = _grid(self)
+        order = np.argsort(grid)
+        total = np.cumsum(weight[order])
+        middle = total - weight[order] / 2
+        return float(np.interp(x, grid[order], middle, left=0.0, right=1.0))
+
+
+CERTAIN = LogLaw()
+_SMALL = 1e-3  # variance up to which ln(1 − s + sR) is s·ln R to well below a percent
+
+
+def _grid(law: LogLaw) -> tuple[Floats, Floats]:
+    """Points and weights of ln R = m ± s·ln Γ(a), with a from the skewness ψ₂(a)/ψ₁(a)^{3/2},
+    which goes from −2 (a → 0) to 0 (a normal law)."""
+    skew = law.third / law.variance**1.5
+    low, high = math.log(_LEAST), math.log(_MOST)
+    for _ in range(50):
+        middle = (low + high) / 2
+        a = np.array([math.exp(middle)])
+        s = float((tetragamma_of(a) / trigamma_of(a) ** 1.5)[0])
+        low, high = (middle, high) if s < -abs(skew) else (low, middle)
+    a = np.array([math.exp(middle)])
+    centre, deviation = float(digamma_of(a)[0]), math.sqrt(float(trigamma_of(a)[0]))
+    x = np.linspace(centre - 14 * deviation, centre + 8 * deviation, _POINTS)
+    density = np.exp(a[0] * (x - centre) - np.exp(np.minimum(x, 700.0)) + math.exp(centre))
+    weight = density / density.sum()
+    x = (x - float(weight @ x)) / deviation
+    x /= math.sqrt(float(weight @ x**2))
+    return -law.deficit + math.sqrt(law.variance) * (x if skew <= 0 else -x), weight
+
+
+_LEAST, _MOST, _POINTS = 0.02, 1e4, 801
+
+
+@lru_cache(maxsize=16384)
+def _mixed(law: LogLaw, share: float) -> LogLaw:
+    grid, weight = _grid(law)
+    level = float(weight @ np.exp(grid))  # one but for what three moments miss
+    value = np.log1p(share * (np.exp(grid) / level - 1))
+    mean = float(weight @ value)
+    off = value - mean
+    return LogLaw(float(weight @ off**2), -mean, float(weight @ off**3))
+
+
+@lru_cache(maxsize=16384)
+def norm_law(relative_variance: float) -> LogLaw:
+    """Of a mean of squares with that relative variance r, taken for a Γ(1/r) variable over its
+    mean: ψ₁(1/r), ln(1/r) − ψ(1/r), ψ₂(1/r). Exact for n normal elements (χ², r = 2/n)."""
+    if not relative_variance > 1e-12:
+        return CERTAIN
+    shape = np.array([1 / relative_variance])
+    return LogLaw(
+        float(trigamma_of(shape)[0]), math.log(shape[0]) - float(digamma_of(shape)[0]),
+        float(tetragamma_of(shape)[0]),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16384)
+def normal_law(count: float, excess: float = 0.0) -> LogLaw:
+    """Of the mean square of n independent elements that are normal but for an excess kurtosis x:
+    ψ₁(n/2) + x/(n + 2), ln(n/2) − ψ(n/2) + x/(2(n + 2)), ψ₂(n/2).
+
+    Exact for x = 0 (χ²_n), else to the first order in x: with the density φ(z)(1 + x·He₄(z)/24)
+    and S = Σz², E[He₄(z₁) | S] = 3S²/(n(n + 2)) − 6S/n + 3, so that E ln S changes by
+    (xn/8)·Δ²ψ(n/2) = −x/(2(n + 2)), and Var ln S by x/(n + 2) likewise.
+    """
+    a = np.array([count / 2])
+    return LogLaw(
+        float(trigamma_of(a)[0]) + excess / (count + 2),
+        math.log(count / 2) - float(digamma_of(a)[0]) + excess / (2 * (count + 2)),
+        float(tetragamma_of(a)[0]),
+    )
+
+
+def part_law(part: float, whole: float) -> LogLaw:
+    """Of the share that ``part`` of ``whole`` elements of an isotropic direction have of its
+    squared length: Beta(part/2, (whole − part)/2) over its mean."""
+    if not 0 < part < whole:
+        return CERTAIN
+    a, b = np.array([part / 2]), np.array([whole / 2])
+    return LogLaw(
+        float((trigamma_of(a) - trigamma_of(b))[0]),
+        math.log(part / whole) - float((digamma_of(a) - digamma_of(b))[0]),
+        float((tetragamma_of(a) - tetragamma_of(b))[0]),
+    )  # fmt: skip
+
+
+def rectified_law(
+    width: float, slope: float = 0.0, excess: float = 0.0, whole: float | None = None
+) -> LogLaw:
+    """Of what φ(z) = z, or slope·z below zero, leaves of the squared length of z, over its mean;
+    given that it is not zero.
+
+    Of ``width`` elements B ~ Bin(n, ½) are positive. Their share of the squared length has the law
+    Beta(B/2, (N − B)/2) with N = ``whole`` = n unless the direction lives in more dimensions, and
+    is independent of the length: exact for normal elements. An ``excess`` kurtosis enters as in
+    :func:`normal_law`. For widths between two whole numbers the mean of the two.
+    """
+    low = math.floor(width)
+    if low < 1:
+        low, width = 1, 1.0
+    if low >= _WIDEST:
+        return norm_law(3 * ((1 + slope**4) * 2 / (1 + slope**2) ** 2 - 1) / width)
+    over = width - low
+    first = _rectified(low, slope, excess, None if whole is None else max(whole, low))
+    if over < 1e-9:
+        return first
+    second = _rectified(low + 1, slope, excess, None if whole is None else max(whole, low + 1))
+    return LogLaw(
+        first.variance + over * (second.variance - first.variance),
+        first.deficit + over * (second.deficit - first.deficit),
+        first.third + over * (second.third - first.third),
+    )
+
+
+_WIDEST = 20_000  # above, a sum over the number of positive elements gains nothing
+
+
+@lru_cache(maxsize=4096)
+def _rectified(n: int, slope: float, excess: float, whole: float | None) -> LogLaw:
+    s2 = slope * slope
+    if s2 >= 1.0:
+        return CERTAIN
+    if s2 > 0.0:
+        if n > _EXACT_BELOW:
+            return norm_law((6 * (1 + s2 * s2) / (1 + s2) ** 2 - 3) / n)
+        weight = _binomial(n, 0, n)
+        mean, inner, third = _logs_of_mixtures(n, s2)
+        level = math.log((1 + s2) / 2)
+    else:
+        reach = 10 * math.sqrt(n / 4) + 2  # in standard deviations of B
+        low, high = max(int(n / 2 - reach), 1), min(int(n / 2 + reach) + 1, n)
+        weight = _binomial(n, low, high)
+        total = float(n if whole is None else whole)
+        b = np.append(np.arange(low, high + 1, dtype=np.float64), total)
+        mean = digamma_of(b / 2) - excess / (2 * (b + 2))
+        inner = trigamma_of(b / 2) + excess / (b + 2)
+        third = tetragamma_of(b / 2)
+        mean, inner, third = (m[:-1] - m[-1] for m in (mean, inner, third))
+        level = math.log(n / 2 / total)
+    centre = float(weight @ mean)
+    off = mean - centre
+    return LogLaw(
+        float(weight @ (inner + off**2)), level - centre,
+        float(weight @ (third + 3 * off * inner + off**3)),
+    )  # fmt: skip
+
+
+def _binomial(n: int, low: int, high: int) -> Floats:
+    """P(B = b) for b = low … high, B ~ Bin(n, ½), scaled to the sum one."""
+    logs = np.array([-math.lgamma(b + 1) - math.lgamma(n - b + 1) for b in range(low, high + 1)])
+    weight = np.exp(logs - logs.max())
+    return np.asarray(weight / weight.sum(), np.float64)
+
+
+@dataclass(frozen=True, slots=True)
 class Shares:
     """What one layer adds: Var ln of its factor on the squared length (``forward``) and on the
     squared gradient, the elasticity d ln M_after/d ln M_before that carries on what was, the
@@ -190,49 +375,30 @@ def _shared_gradient(
     return 1 / positions + (1 - 1 / positions) * min(shared, 1.0)
 
 
-@lru_cache(maxsize=4096)
 def variance_of_log(width: int, slope: float = 0.0) -> float:
     """Var ln of (1/n)Σφ(z_i)², z_i ~ N(0, 1) independent, φ with a slope below zero; given that
-    not all are zero.
-
-    Given B positive ones the sum is χ²_B + s²χ²_{n−B}. For s = 0 the total variance is
-    E ψ₁(B/2) + Var ψ(B/2); else the sum is χ²_n·(s² + (1 − s²)u) with u ~ Beta(B/2, (n − B)/2)
-    independent of χ²_n, so that it is ψ₁(n/2) + Var ln(s² + (1 − s²)u). Both are exact.
-    """
-    s2 = slope * slope
-    if s2 == 1.0:
-        return trigamma(width / 2)
-    if width > _EXACT_BELOW:  # the expansion's next term is below a hundredth of this
-        kappa = 6 * (1 + s2 * s2) / (1 + s2) ** 2 - 1
-        return kappa / width * (1 + 3.7 * kappa / 5 / width)
-    b = np.arange(width + 1, dtype=np.float64)
-    choose = np.array([math.lgamma(width + 1) - math.lgamma(k + 1) - math.lgamma(width - k + 1)
-                       for k in b])  # fmt: skip
-    weight = np.exp(choose - width * math.log(2))
-    if s2 == 0.0:
-        weight = weight[1:] / weight[1:].sum()
-        expected, inner = digamma_of(b[1:] / 2), trigamma_of(b[1:] / 2)
-    else:
-        expected, inner = _logs_of_mixtures(width, s2)
-        inner = inner + trigamma(width / 2)
-    centre = float(weight @ expected)
-    return float(weight @ inner) + float(weight @ (expected - centre) ** 2)
+    not all are zero: that of a χ²_n and of what φ leaves of it."""
+    return (normal_law(width) + rectified_law(width, slope)).variance
 
 
-def _logs_of_mixtures(width: int, s2: float) -> tuple[Floats, Floats]:
-    """Mean and variance of ln(s² + (1 − s²)u), u ~ Beta(B/2, (n − B)/2), for B = 0 … n.
+def _logs_of_mixtures(n: int, s2: float) -> tuple[Floats, Floats, Floats]:
+    """Mean, variance and third central moment of ln(s² + (1 − s²)u), u ~ Beta(B/2, (n − B)/2), for
+    B = 0 … n.
 
     With u = sin²θ the density is sin^(B−1)θ·cos^(n−B−1)θ, without a singularity."""
     theta = (np.arange(_STEPS) + 0.5) * (math.pi / 2 / _STEPS)
     value = np.log(s2 + (1 - s2) * np.sin(theta) ** 2)
-    b = np.arange(1, width)[:, None]
-    log_density = (b - 1) * np.log(np.sin(theta)) + (width - b - 1) * np.log(np.cos(theta))
+    b = np.arange(1, n)[:, None]
+    log_density = (b - 1) * np.log(np.sin(theta)) + (n - b - 1) * np.log(np.cos(theta))
     density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
     density /= density.sum(axis=1, keepdims=True)
     mean = density @ value
-    variance = density @ value**2 - mean**2
-    return (np.concatenate([[math.log(s2)], mean, [0.0]]),
-            np.concatenate([[0.0], np.maximum(variance, 0.0), [0.0]]))  # fmt: skip
+    off = value[None, :] - mean[:, None]
+    moments = [(density * off**k).sum(axis=1) for k in (2, 3)]
+    ends = ([math.log(s2)], [0.0]), ([0.0], [0.0]), ([0.0], [0.0])
+    found = [np.concatenate([first, inner, last])
+             for (first, last), inner in zip(ends, (mean, *moments), strict=True)]  # fmt: skip
+    return found[0], found[1], found[2]
 
 
 def median_loss(beta: float) -> float:
@@ -278,6 +444,15 @@ def trigamma_of(x: Floats) -> Floats:
     return np.asarray(
         (1 + 0.5 / y + r * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * 5 / 66))))) / y
         + low, np.float64)  # fmt: skip
+
+
+def tetragamma_of(x: Floats) -> Floats:
+    """ψ₂ for positive arguments, to 1e-11."""
+    low = sum((2 / (x + k) ** 3 for k in range(_SHIFT)), np.zeros_like(x))
+    y = x + _SHIFT
+    r = 1 / (y * y)
+    tail = r * (1 / 2 - r * (1 / 6 - r * (1 / 6 - r * (3 / 10 - r * 5 / 6))))
+    return np.asarray(-r * (1 + 1 / y + tail) - low, np.float64)
 
 
 def trigamma(x: float) -> float:

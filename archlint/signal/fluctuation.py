@@ -1,0 +1,557 @@
+"""How far one draw's length lies from the mean length, value by value.
+
+M is the mean square of a value's elements for one sample, its input given. Every op adds to ln M
+what its own weights or masks let vary, and carries on what varied before with its elasticity
+e = d ln M_out/d ln M_in; the parts are independent (theory.md 5.2):
+
+* an affine map with independent weights: the elements of z are alike and nearly normal given its
+  input, so that M_z/E M_z is a χ²_n/n for n features; of an orthogonal one only what a change of
+  width leaves out of the length;
+* an activation: what it leaves of the length, which is independent of the length itself. By the
+  regression of φ² on z², κ_φ = 2e² + κ_⊥: the first part is that of z, the second is new.
+
+A convolution's positions share their weights: they average out what they do not have in common,
+so that the new part is the mean over pairs of positions of Cov(φ(u)², φ(v)²)/(E φ²)² over the
+number of channels (theory.md 6).
+
+Where paths meet again what they have in common counts once: a value is followed to the last value
+that was read more than once (its *root*), and two paths to the root that they share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from archlint.graph.fans import fans
+from archlint.graph.model import LayerGraph, Node
+from archlint.graph.ops import attribute
+from archlint.initialization.distribution import Distribution
+from archlint.signal.activations import IDENTITY, Activation, activation
+from archlint.signal.dominators import carriers
+from archlint.signal.gaussian import hermite_coefficients
+from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.spread import (
+    CERTAIN,
+    Floats,
+    LogLaw,
+    norm_law,
+    normal_law,
+    part_law,
+    rectified_law,
+)
+
+Signals = Mapping[str, Signal]
+
+
+@dataclass(frozen=True, slots=True)
+class Fluctuation:
+    """ln M = ln E M + e·(that of the root) + ``law`` + the χ² of ``fresh``.
+
+    ``fresh`` is the number of independent elements that the length of the last affine map's output
+    is the mean of (0 for none), of the excess kurtosis ``kurtosis`` − 3: of a part of the features
+    there are fewer. ``root`` is the value that is
+    followed, None where nothing is; ``elasticity`` e. ``kurtosis`` = E v⁴/(E v²)² of an element
+    given its length; ``peak`` = E Σv⁴/(Σv²)² over the features, which decides how normal a sum of
+    weights that are not normal is.
+    """
+
+    root: str | None = None
+    elasticity: float = 1.0
+    law: LogLaw = CERTAIN
+    fresh: float = 0.0
+    kurtosis: float = 3.0
+    peak: float = 0.0
+
+    @property
+    def own(self) -> LogLaw:
+        """All that is new since the root."""
+        return self.law + normal_law(self.fresh, self.kurtosis - 3) if self.fresh else self.law
+
+
+Known = Fluctuation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The values that are roots, each with what it follows in turn."""
+
+    above: dict[str, Fluctuation]
+    level: dict[str, int]
+    total: dict[str, LogLaw]
+
+    def add(self, value: str, f: Fluctuation) -> None:
+        """Make a value a root."""
+        self.above[value] = replace(f, law=f.own, fresh=0.0)
+        self.level[value] = 1 + (self.level[f.root] if f.root is not None else 0)
+        self.total[value] = self.whole(f)
+
+    def whole(self, f: Fluctuation) -> LogLaw:
+        """All that varies, back to the inputs or a reset."""
+        if f.root is None:
+            return f.own
+        return f.own + self.total[f.root].raised(f.elasticity)
+
+    def up(self, f: Fluctuation) -> Fluctuation:
+        """The same, told from the root's root."""
+        assert f.root is not None
+        above = self.above[f.root]
+        return replace(
+            f, root=above.root, elasticity=f.elasticity * above.elasticity,
+            law=f.own + above.law.raised(f.elasticity), fresh=0.0,
+        )  # fmt: skip
+
+    def meet(self, a: Fluctuation, b: Fluctuation) -> tuple[Fluctuation, Fluctuation]:
+        """The two told from the last root that both follow, or from none."""
+        while a.root != b.root:
+            height = [self.level[f.root] if f.root is not None else 0 for f in (a, b)]
+            if height[0] >= height[1]:
+                a = self.up(a)
+            else:
+                b = self.up(b)
+        return a, b
+
+
+def fluctuations(graph: LayerGraph, signals: Signals) -> dict[str, LogLaw]:
+    """Of every value of which it is known; the law of ln M − ln E M. One pass; cost linear in the
+    nodes, but for what lies between a value and the root that it shares with another."""
+    sweep = _Sweep(graph, signals, Chain({}, {}, {}))
+    return sweep.run()
+
+
+@dataclass(slots=True)
+class _Sweep:
+    graph: LayerGraph
+    signals: Signals
+    chain: Chain
+
+    def run(self) -> dict[str, LogLaw]:
+        state: dict[str, Fluctuation] = {}
+        found: dict[str, LogLaw] = {}
+
+        def settle(value: str, f: Known) -> None:
+            if f is None:
+                return
+            found[value] = self.chain.whole(f)
+            readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
+            if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
+                self.chain.add(value, f)
+                f = replace(f, root=value, elasticity=1.0, law=CERTAIN, fresh=0.0)
+            state[value] = f
+
+        for value in self.graph.inputs:
+            if self.signal(value).known:
+                size = self.features(value) or 1
+                settle(value, Fluctuation(peak=3 / (size + 2)))
+        for node in self.graph.nodes:
+            rule = _RULES.get(node.op) or (_activation if activation(node.op, node.attributes)
+                                           is not None else None)  # fmt: skip
+            if rule is None:
+                continue
+            inputs = [state.get(v) if v is not None else None for v in node.inputs]
+            for i, out in enumerate(node.outputs):
+                if self.signal(out).known and (i == 0 or node.op == "split"):
+                    settle(out, rule(self, node, inputs, out))
+        return found
+
+    def signal(self, value: str | None) -> Signal:
+        return self.signals.get(value or "", UNKNOWN_SIGNAL)
+
+    def size(self, value: str | None, role: str) -> int | None:
+        """The number of features or positions of a value; None where its roles are not known."""
+        shape, roles = self.graph.shape(value), self.signal(value).roles
+        if shape is None or len(shape) != len(roles) or None in shape:
+            return None
+        return math.prod(n or 1 for n, r in zip(shape, roles, strict=True) if r == role)
+
+    def features(self, value: str | None) -> int | None:
+        return self.size(value, "feature")
+
+    def alike(self, value: str | None) -> tuple[int, float] | None:
+        """(positions, their correlation); None where that is not known."""
+        places = self.size(value, "position")
+        if places is None:
+            return None
+        if places <= 1:
+            return 1, 1.0
+        c = self.signal(value).position_correlation
+        return None if c is None else (places, c)
+
+
+Rule = Callable[[_Sweep, Node, list[Known], str], Known]
+_RULES: dict[str, Rule] = {}
+
+
+def _rule(*ops: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            _RULES[op] = function
+        return function
+
+    return register
+
+
+def over_pairs(places: int, of_one: float, of_two: float) -> float:
+    """The mean over pairs of ``places`` positions, of a pair of equal and of different ones."""
+    return (of_one + (places - 1) * of_two) / places
+
+
+# --------------------------------------------------------------------------- affine maps
+
+
+@_rule("linear", "conv", "conv_transpose")
+def _affine(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """χ²_n of the outputs given the input; the part of the biases does not follow the input."""
+    f, z = inputs[0], sweep.signal(out)
+    count = fans(node, sweep.graph)
+    alike = sweep.alike(out)
+    if f is None or count is None or alike is None or not z.second_moment:
+        return None
+    bias = bias_share(sweep.graph, sweep.signals, node)
+    weight = sweep.graph.parameter(node.inputs[1])
+    law = weight.law if weight is not None else None
+    if bias is None or (law is None and node.inputs[1] not in sweep.graph.static):
+        return None
+    taps = count.fan_in / max(sweep.features(node.inputs[0]) or count.fan_in, 1)
+    shift = sweep.graph.parameter(node.inputs[2]) if len(node.inputs) > 2 else None
+    kurtosis = 3 + (1 - bias) ** 2 * _excess(law) * f.peak / max(taps, 1.0)
+    kurtosis += bias**2 * _excess(shift.law if shift is not None else None)
+    places, c = alike
+    fresh = count.width / over_pairs(places, 1.0, c * c)
+    more = CERTAIN
+    if law is not None and law.family == "orthogonal":
+        whole = max(count.width, count.fan_in)
+        fresh, same = 0.0, over_pairs(places, 1.0, c * c)
+        more = part_law(count.width, whole) if places == 1 else norm_law(
+            2 * same * (1 / count.width - 1 / whole))  # fmt: skip
+        more = more.mixed(1 - bias)
+    elif law is not None and not law.random:
+        fresh = 0.0
+    return Fluctuation(
+        f.root, f.elasticity * (1 - bias), f.own.mixed(1 - bias) + more, fresh, kurtosis,
+        kurtosis / (count.width + kurtosis - 1),
+    )  # fmt: skip
+
+
+def _excess(law: Distribution | None) -> float:
+    """Kurtosis less that of a normal law; 0 where none is known."""
+    return law.kurtosis - 3 if law is not None and math.isfinite(law.kurtosis) else 0.0
+
+
+def bias_share(graph: LayerGraph, signals: Signals, node: Node) -> float | None:
+    """The share of a layer's squared length that its bias makes; None where unknown."""
+    position = 3 if node.op == "bilinear" else 2
+    q = signals.get(node.output, UNKNOWN_SIGNAL).second_moment
+    if len(node.inputs) <= position or (value := node.inputs[position]) is None:
+        return 0.0
+    bias = signals.get(value, UNKNOWN_SIGNAL).second_moment
+    return None if bias is None or not q else min(bias / q, 1.0)
+
+
+# --------------------------------------------------------------------------- activations
+
+
+def _activation(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """What is left of the length, beyond what follows the length that comes in."""
+    f, x = inputs[0], sweep.signal(node.inputs[0])
+    phi = activation(node.op, node.attributes)
+    alike, width = sweep.alike(node.inputs[0]), sweep.features(node.inputs[0])
+    if f is None or phi is None or alike is None or width is None or x.mean is None:
+        return None
+    variance = x.variance or 0.0
+    if variance <= 0:
+        return None
+    e = length_elasticity(phi, x.mean, variance)
+    law = kept(phi, x.mean, variance, width, alike, f.kurtosis)
+    m = phi.moments(x.mean, variance)
+    if law is None or not m.second_moment > 0:
+        return None
+    kurtosis = m.fourth_moment / m.second_moment**2 * f.kurtosis / 3
+    slope = negative_slope(phi)
+    peak = kurtosis / (width + kurtosis - 1)
+    if slope == 0.0:  # of B ~ Bin(n, ½) elements, none of them zero
+        peak = _peak_of_half(width, f.kurtosis)
+    return Fluctuation(f.root, f.elasticity * e, f.own.raised(e) + law, 0.0, kurtosis, peak)
+
+
+def length_elasticity(phi: Activation, mean: float, variance: float) -> float:
+    """d ln E φ(z)²/d ln E z² for z ~ N(mean, variance) that is scaled as a whole."""
+    if phi.homogeneous:
+        return 1.0
+    h = 1e-3
+    up = phi.moments(mean * math.exp(h / 2), variance * math.exp(h)).second_moment
+    down = phi.moments(mean * math.exp(-h / 2), variance * math.exp(-h)).second_moment
+    return math.log(up / down) / (2 * h) if up > 0 and down > 0 else 0.0
+
+
+def kept(
+    phi: Activation, mean: float, variance: float, width: int, alike: tuple[int, float],
+    kurtosis: float = 3.0,
+) -> LogLaw | None:
+    """The law of what φ leaves of the squared length of ``width`` features at positions that are
+    ``alike``, given that length."""
+    pair = _squares(phi, mean, variance)
+    if pair is None:
+        return None
+    places, c = alike
+    one = pair(1.0)
+    if one <= 0:
+        return CERTAIN
+    share = over_pairs(places, one, pair(_centred(c, mean, variance))) / one
+    if share <= 0:
+        return CERTAIN
+    slope = negative_slope(phi)
+    if slope is not None and mean == 0.0:
+        return rectified_law(width / share, slope, kurtosis - 3)
+    return norm_law(one * share / width)
+
+
+def _centred(c: float, mean: float, variance: float) -> float:
+    """The correlation coefficient from E[x x′]/E x²."""
+    q = variance + mean * mean
+    return min(max((c * q - mean * mean) / variance, -1.0), 1.0)
+
+
+@lru_cache(maxsize=4096)
+def _squares(phi: Activation, mean: float, variance: float) -> Callable[[float], float] | None:
+    """c ↦ Cov(φ(u)², φ(v)²)/(E φ²)² of two pre-activations with the correlation c, less the part
+    2e²c² that the length itself explains: Hermite coefficients of φ² but for the second."""
+    deviation = math.sqrt(variance)
+    m = phi.moments(mean, variance)
+    if not (m.second_moment > 0 and math.isfinite(m.fourth_moment)):
+        return None
+    series = hermite_coefficients(
+        lambda z: phi.function(mean + deviation * z) ** 2, phi.standard_kinks(mean, deviation)
+    ) / m.second_moment  # fmt: skip
+    squares = series * series
+    total = m.fourth_moment / m.second_moment**2 - 1
+    rest = max(total - float(squares[1:].sum()), 0.0)
+    if mean == 0.0:
+        squares[2] = 0.0
+    squares[0] = 0.0
+    orders = np.arange(squares.size)
+
+    def pair(c: float) -> float:
+        return float(squares @ c**orders) + rest * c**squares.size
+
+    return pair
+
+
+def negative_slope(phi: Activation) -> float | None:
+    """The slope below zero of a piecewise linear φ with slope 1 above; None for another φ."""
+    if not phi.homogeneous or phi is IDENTITY:
+        return None
+    above, below = phi.function(np.array([1.0, -1.0]))
+    return -float(below) if above == 1.0 and abs(below) <= 1.0 else None
+
+
+@lru_cache(maxsize=4096)
+def _peak_of_half(width: int, kurtosis: float) -> float:
+    """E[k/(B + k − 1)], B ~ Bin(n, ½) and not zero; of n elements of kurtosis k that are gamma
+    when squared, Σv⁴/(Σv²)² has the mean k/(n + k − 1)."""
+    if width > 2000:
+        return kurtosis / (width / 2)
+    b = np.arange(1, width + 1, dtype=np.float64)
+    logs = np.array([-math.lgamma(k + 1) - math.lgamma(width - k + 1) for k in b])
+    weight: Floats = np.exp(logs - logs.max())
+    return float((weight / weight.sum()) @ (kurtosis / (b + kurtosis - 1)))
+
+
+@_rule("glu")
+def _glu(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """a·σ(b) of the two halves of one affine map's features."""
+    f = inputs[0]
+    width = sweep.features(out)
+    x = sweep.signal(node.inputs[0])
+    sigmoid = activation("sigmoid", {})
+    alike = sweep.alike(node.inputs[0])
+    if f is None or width is None or not x.second_moment or sigmoid is None or alike is None:
+        return None
+    m = sigmoid.moments(0.0, x.second_moment)
+    e = length_elasticity(sigmoid, 0.0, x.second_moment)
+    kurtosis = m.fourth_moment / m.second_moment**2
+    half = normal_law(f.fresh / 2) if f.fresh else part_law(width, 2 * width)
+    own = kept(sigmoid, 0.0, x.second_moment, width, alike)
+    if own is None:
+        return None
+    law = f.law.raised(1 + e) + half + half.raised(e) + own
+    law += norm_law((f.kurtosis - 1) * (kurtosis - 1) / width)
+    return Fluctuation(f.root, f.elasticity * (1 + e), law, 0.0, f.kurtosis * kurtosis,
+                       f.kurtosis * kurtosis / width)  # fmt: skip
+
+
+# --------------------------------------------------------------------------- resets
+
+
+@_rule("layer_norm", "rms_norm", "group_norm", "instance_norm", "lp_normalize", "standardise",
+       "batch_norm")  # fmt: skip
+def _norm(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """The length is set anew: nothing of what varied before is left."""
+    if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
+        return inputs[0]
+    width = sweep.features(out)
+    return Fluctuation(None, 1.0, CERTAIN, 0.0, 3.0, 3 / ((width or 1) + 2))
+
+
+@_rule("embedding")
+def _embedding(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """Rows of a table: n elements of its law, one row a token."""
+    width, alike = sweep.features(out), sweep.alike(out)
+    table = sweep.graph.parameter(node.inputs[1])
+    if width is None or alike is None or table is None or table.law is None:
+        return None
+    kurtosis = 3 + _excess(table.law)
+    places, c = alike
+    fresh = width / over_pairs(places, 1.0, c * c) if table.law.random else 0.0
+    return Fluctuation(None, 1.0, CERTAIN, fresh, kurtosis, kurtosis / width)
+
+
+# --------------------------------------------------------------------------- what passes it on
+
+_KEEP = ("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "neg", "tile",
+         "channel_shuffle", "depth_to_space", "space_to_depth", "pad", "resize", "quantize",
+         "dequantize", "contiguous")  # fmt: skip
+
+
+@_rule(*_KEEP)
+def _passed(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """The same elements."""
+    return inputs[0]
+
+
+@_rule("split", "slice", "select_index")
+def _part(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """Of fewer features the length varies more: by that of the affine map that made them, or
+    where that is no longer known by how an isotropic direction divides."""
+    f = inputs[0]
+    before, after = sweep.features(node.inputs[0]), sweep.features(out)
+    if f is None or before is None or after is None:
+        return None
+    if after >= before:
+        return f
+    peak = f.peak * before / after
+    if f.fresh > 0:
+        return replace(f, fresh=f.fresh * after / before, peak=peak)
+    return replace(f, law=f.law + part_law(after, before), peak=peak)
+
+
+@_rule("dropout")
+def _dropout(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """A mask of each element, compensated: (k/p − k)/n, with p kept and k the kurtosis."""
+    f, width = inputs[0], sweep.features(out)
+    places = sweep.size(out, "position")
+    p = attribute("dropout", node.attributes, "p")
+    if f is None or width is None or places is None or not isinstance(p, float | int):
+        return None
+    keep = 1 - float(p)
+    if not attribute("dropout", node.attributes, "training") or not 0 < keep < 1:
+        return f
+    r = f.kurtosis * (1 / keep - 1) / (width * places)
+    return replace(f, law=f.own + norm_law(r), fresh=0.0, kurtosis=f.kurtosis / keep,
+                   peak=f.peak / keep)  # fmt: skip
+
+
+@_rule("avg_pool", "adaptive_avg_pool", "max_pool", "adaptive_max_pool", "reduce_mean",
+       "reduce_sum", "reduce_max")  # fmt: skip
+def _pool(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """Over positions: taken to follow the length of the map."""
+    before, after = sweep.features(node.inputs[0]), sweep.features(out)
+    return inputs[0] if before is not None and before == after else None
+
+
+# --------------------------------------------------------------------------- sums and products
+
+
+@_rule("add", "sub")
+def _add(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """ln M of a + b: each part by its share s of E(a + b)² (half of the cross term each); the
+    scalar product of two independent tensors adds 4(E a² E b² − (E a E b)²)/(n (E(a + b)²)²)."""
+    a, b = (sweep.signal(v) for v in node.inputs[:2])
+    second = sweep.signal(out).second_moment
+    live = carriers(sweep.graph, node)
+    if node.inputs[0] == node.inputs[1]:
+        return inputs[0]
+    if not second or a.second_moment is None or b.second_moment is None:
+        return None
+    cross = (second - a.second_moment - b.second_moment) / 2
+    weights = [(s.second_moment + cross) / second for s in (a, b) if s.second_moment is not None]
+    parts = [f if v in live else CONSTANT for f, v in zip(inputs, node.inputs, strict=False)]
+    if len(live) == 1:
+        f = parts[0 if node.inputs[0] in live else 1]
+        e = weights[0 if node.inputs[0] in live else 1]
+        return None if f is None else replace(
+            f, elasticity=f.elasticity * e, law=f.own.mixed(e), fresh=0.0)  # fmt: skip
+    width, places = sweep.features(out), sweep.size(out, "position")
+    if parts[0] is None or parts[1] is None or width is None or places is None:
+        return None
+    one, two = sweep.chain.meet(parts[0], parts[1])
+    cs = [_correlation(s, places) for s in (a, b)]
+    if cs[0] is None or cs[1] is None or a.mean is None or b.mean is None:
+        return None
+    same = over_pairs(places, 1.0, cs[0] * cs[1])
+    r = 4 * max(a.second_moment * b.second_moment - (a.mean * b.mean) ** 2, 0.0) * same
+    law = one.own.mixed(weights[0]) + two.own.mixed(weights[1])
+    law += norm_law(r / (width * second**2))
+    e = weights[0] * one.elasticity + weights[1] * two.elasticity
+    return Fluctuation(one.root, e, law, 0.0, 3.0, 3 / (width + 2))
+
+
+CONSTANT = Fluctuation()
+
+
+def _correlation(x: Signal, places: int) -> float | None:
+    return 1.0 if places <= 1 else x.position_correlation
+
+
+@_rule("mul", "div")
+def _mul(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """ln M of a·b is the sum of both; their elements' squares, of kurtosis k and l, add
+    (k − 1)(l − 1)/n."""
+    live = carriers(sweep.graph, node)
+    if len(live) == 1 and node.inputs.count(live[0]) == 1:
+        return inputs[0 if node.inputs[0] in live else 1]
+    if node.op == "div" or len(live) != 2:
+        return None
+    width, places = sweep.features(out), sweep.size(out, "position")
+    f, g = inputs[0], inputs[1]
+    if f is None or g is None or width is None or places is None:
+        return None
+    one, two = sweep.chain.meet(f, g)
+    same = 1.0
+    for value in node.inputs[:2]:
+        c = _correlation(sweep.signal(value), places)
+        if c is None:
+            return None
+        same *= over_pairs(places, 1.0, c * c)
+    law = one.own + two.own
+    law += norm_law((f.kurtosis - 1) * (g.kurtosis - 1) * same / width)
+    kurtosis = f.kurtosis * g.kurtosis
+    return Fluctuation(one.root, one.elasticity + two.elasticity, law, 0.0, kurtosis,
+                       kurtosis / (width + kurtosis - 1))  # fmt: skip
+
+
+@_rule("concat")
+def _concat(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+    """Each part by its share of the squared length."""
+    sizes = [(sweep.graph.values[v].size or 0) * (sweep.signal(v).second_moment or 0.0)
+             if v is not None else 0.0 for v in node.inputs]  # fmt: skip
+    total = sum(sizes)
+    if total <= 0 or any(f is None for f in inputs):
+        return None
+    parts = [f for f in inputs if f is not None]
+    whole = parts[0]
+    share = sizes[0] / total
+    done = Fluctuation(whole.root, whole.elasticity * share, whole.own.mixed(share))
+    for f, size in zip(parts[1:], sizes[1:], strict=True):
+        one, two = sweep.chain.meet(done, f)
+        share = size / total
+        done = Fluctuation(one.root, one.elasticity + share * two.elasticity,
+                           one.own + two.own.mixed(share))  # fmt: skip
+    width = sweep.features(out) or 1
+    kurtosis = sum(f.kurtosis * s / total for f, s in zip(parts, sizes, strict=True))
+    return replace(done, kurtosis=kurtosis, peak=kurtosis / (width + kurtosis - 1))
+
