@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from archlint.finding import Claim, Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
-from archlint.signal.spread import chance_of_loss, median_loss
+from archlint.signal.spread import chance_of_loss, typical_loss
 from archlint.signal.structure import Layer, Segment
 from archlint.wording import (
     collapsed,
@@ -121,10 +121,12 @@ class WidthBudgetExceeded(Rule):
         if segment.ends == "add":
             return NotApplicable("it is the branch of a residual add", where)
         counted = Segment(tuple(layers), segment.begins, segment.ends, segment.head)
-        forward, backward = counted.spread, counted.grad_spread
-        if forward is None or backward is None:
+        length, gradient = counted.law, counted.grad_law
+        if length is None or gradient is None:
             return NotApplicable("the spread is not known on all of it", where)
-        beta = max(forward, backward)
+        forward, backward = length.variance, gradient.variance
+        law = length if forward >= backward else gradient
+        beta = law.variance
         scale = 2.0 if self.context.optimizer == "adam" else 1.0
         bounds = {Severity.WARNING: self.options.warning * scale,
                   Severity.ERROR: self.options.error * scale}  # fmt: skip
@@ -142,15 +144,15 @@ class WidthBudgetExceeded(Rule):
         wanted = int(widest * times) + 1
         message = (
             f"the {what} has β = {number(beta)} over {plural(len(layers), 'layer')} ({where}), "
-            f"Σ 1/width = {number(inverse)}. A typical draw loses {median_loss(beta):.1f} decades "
-            f"against the mean; {chance_of_loss(beta):.0%} of draws lose a factor of ten or more."
+            f"Σ 1/width = {number(inverse)}. A typical draw loses {typical_loss(law):.1f} decades "
+            f"against the mean; {chance_of_loss(law):.0%} of draws lose a factor of ten or more."
         )
         return self.finding(
             severity, message, collapsed(modules), modules=modules, count=len(layers),
             site=site(analysis, layers[0].node), cause=segment.start,
             evidence={"beta": beta, "forward": forward, "gradient": backward,
                       "sum_of_inverse_widths": inverse, "chance_of_tenfold_loss":
-                      chance_of_loss(beta), "threshold": bounds.get(severity, limit)},
+                      chance_of_loss(law), "threshold": bounds.get(severity, limit)},
             claim=Claim("length spread" if forward >= backward else "gradient spread", segment.end,
                         segment.start, beta, bounds.get(severity, limit)),
             suggestion=Suggestion(

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, UNKNOWN
-from archlint.signal.backpropagate import backpropagate
+from archlint.signal.backpropagate import Edges, backpropagate
+from archlint.signal.backward.fluctuation import Gradients
+from archlint.signal.fluctuation import Lengths
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.propagate import propagate
 from archlint.signal.structure import Segment, Trunk, find_structure
@@ -45,9 +47,25 @@ class Analysis:
 
 def analyse(graph: LayerGraph) -> Analysis:
     """Propagate signals through a graph and find its structure (design: the signal engine)."""
-    signals = backpropagate(graph, propagate(graph))
-    structure = find_structure(graph, signals)
+    signals, lengths, gradients = predict(graph)
+    structure = find_structure(graph, signals, lengths, gradients)
     return Analysis(graph, signals, structure.segments, structure.trunks, coverage(graph, signals))
+
+
+def predict(graph: LayerGraph) -> tuple[dict[str, Signal], Lengths, Gradients]:
+    """The signals of a graph with their gradients and spreads, and the laws that these are of."""
+    edges: Edges = {}
+    signals = backpropagate(graph, propagate(graph), edges)
+    lengths = Lengths(graph, signals)
+    gradients = Gradients(lengths, edges)
+    for value, signal in signals.items():
+        law, back = lengths.total.get(value), gradients.total.get(value)
+        signals[value] = signal.but(
+            spread=law.variance if law else None, shortfall=law.deficit if law else None,
+            grad_spread=back.variance if back else None,
+            grad_shortfall=back.deficit if back else None,
+        )  # fmt: skip
+    return signals, lengths, gradients
 
 
 def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:

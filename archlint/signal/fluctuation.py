@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -105,6 +105,14 @@ class Chain:
             law=f.own + above.law.raised(f.elasticity), fresh=0.0,
         )  # fmt: skip
 
+    def since(self, f: Fluctuation, root: str) -> LogLaw | None:
+        """What is new since a root; None where it does not lie on the way."""
+        while f.root != root:
+            if f.root is None or root not in self.level or self.level[f.root] <= self.level[root]:
+                return None
+            f = self.up(f)
+        return f.own
+
     def meet(self, a: Fluctuation, b: Fluctuation) -> tuple[Fluctuation, Fluctuation]:
         """The two told from the last root that both follow, or from none."""
         while a.root != b.root:
@@ -116,49 +124,52 @@ class Chain:
         return a, b
 
 
-def fluctuations(graph: LayerGraph, signals: Signals) -> dict[str, LogLaw]:
-    """Of every value of which it is known; the law of ln M − ln E M. One pass; cost linear in the
-    nodes, but for what lies between a value and the root that it shares with another."""
-    sweep = _Sweep(graph, signals, Chain({}, {}, {}))
-    return sweep.run()
-
-
 @dataclass(slots=True)
-class _Sweep:
+class Lengths:
+    """The fluctuation of the length of every value of which it is known.
+
+    ``state`` as told from the root, ``total`` the law of ln M − ln E M. One pass; cost linear in
+    the nodes, but for what lies between a value and the root that it shares with another.
+    """
+
     graph: LayerGraph
     signals: Signals
-    chain: Chain
+    chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
+    state: dict[str, Fluctuation] = field(default_factory=dict)
+    total: dict[str, LogLaw] = field(default_factory=dict)
 
-    def run(self) -> dict[str, LogLaw]:
-        state: dict[str, Fluctuation] = {}
-        found: dict[str, LogLaw] = {}
-
-        def settle(value: str, f: Known) -> None:
-            if f is None:
-                return
-            found[value] = self.chain.whole(f)
-            readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
-            if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
-                self.chain.add(value, f)
-                f = replace(f, root=value, elasticity=1.0, law=CERTAIN, fresh=0.0)
-            state[value] = f
-
+    def __post_init__(self) -> None:
         for value in self.graph.inputs:
             if self.signal(value).known:
                 size = self.features(value) or 1
-                settle(value, Fluctuation(peak=3 / (size + 2)))
+                self._settle(value, Fluctuation(peak=3 / (size + 2)))
         for node in self.graph.nodes:
-            rule = _RULES.get(node.op) or (_activation if activation(node.op, node.attributes)
+            rule = _RULES.get(node.op) or (activated if activation(node.op, node.attributes)
                                            is not None else None)  # fmt: skip
             if rule is None:
                 continue
-            inputs = [state.get(v) if v is not None else None for v in node.inputs]
+            inputs = [self.state.get(v) if v is not None else None for v in node.inputs]
             for i, out in enumerate(node.outputs):
                 if self.signal(out).known and (i == 0 or node.op == "split"):
-                    settle(out, rule(self, node, inputs, out))
-        return found
+                    self._settle(out, rule(self, node, inputs, out))
+
+    def since(self, value: str, root: str) -> LogLaw | None:
+        """The law of ln M of a value over that of an earlier one that is read more than once."""
+        f = self.chain.above.get(value) or self.state.get(value)
+        return None if f is None else self.chain.since(f, root)
+
+    def _settle(self, value: str, f: Known) -> None:
+        if f is None:
+            return
+        self.total[value] = self.chain.whole(f)
+        readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
+        if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
+            self.chain.add(value, f)
+            f = replace(f, root=value, elasticity=1.0, law=CERTAIN, fresh=0.0)
+        self.state[value] = f
 
     def signal(self, value: str | None) -> Signal:
+        """What is known of a value."""
         return self.signals.get(value or "", UNKNOWN_SIGNAL)
 
     def size(self, value: str | None, role: str) -> int | None:
@@ -169,6 +180,7 @@ class _Sweep:
         return math.prod(n or 1 for n, r in zip(shape, roles, strict=True) if r == role)
 
     def features(self, value: str | None) -> int | None:
+        """The number of features of a value."""
         return self.size(value, "feature")
 
     def alike(self, value: str | None) -> tuple[int, float] | None:
@@ -182,7 +194,7 @@ class _Sweep:
         return None if c is None else (places, c)
 
 
-Rule = Callable[[_Sweep, Node, list[Known], str], Known]
+Rule = Callable[[Lengths, Node, list[Known], str], Known]
 _RULES: dict[str, Rule] = {}
 
 
@@ -204,22 +216,22 @@ def over_pairs(places: int, of_one: float, of_two: float) -> float:
 
 
 @_rule("linear", "conv", "conv_transpose")
-def _affine(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def affine(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """χ²_n of the outputs given the input; the part of the biases does not follow the input."""
-    f, z = inputs[0], sweep.signal(out)
-    count = fans(node, sweep.graph)
-    alike = sweep.alike(out)
+    f, z = inputs[0], at.signal(out)
+    count = fans(node, at.graph)
+    alike = at.alike(out)
     if f is None or count is None or alike is None or not z.second_moment:
         return None
-    bias = bias_share(sweep.graph, sweep.signals, node)
-    weight = sweep.graph.parameter(node.inputs[1])
+    bias = bias_share(at.graph, at.signals, node)
+    weight = at.graph.parameter(node.inputs[1])
     law = weight.law if weight is not None else None
-    if bias is None or (law is None and node.inputs[1] not in sweep.graph.static):
+    if bias is None or (law is None and node.inputs[1] not in at.graph.static):
         return None
-    taps = count.fan_in / max(sweep.features(node.inputs[0]) or count.fan_in, 1)
-    shift = sweep.graph.parameter(node.inputs[2]) if len(node.inputs) > 2 else None
-    kurtosis = 3 + (1 - bias) ** 2 * _excess(law) * f.peak / max(taps, 1.0)
-    kurtosis += bias**2 * _excess(shift.law if shift is not None else None)
+    taps = count.fan_in / max(at.features(node.inputs[0]) or count.fan_in, 1)
+    shift = at.graph.parameter(node.inputs[2]) if len(node.inputs) > 2 else None
+    kurtosis = 3 + (1 - bias) ** 2 * excess_of(law) * f.peak / max(taps, 1.0)
+    kurtosis += bias**2 * excess_of(shift.law if shift is not None else None)
     places, c = alike
     fresh = count.width / over_pairs(places, 1.0, c * c)
     more = CERTAIN
@@ -237,7 +249,7 @@ def _affine(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
     )  # fmt: skip
 
 
-def _excess(law: Distribution | None) -> float:
+def excess_of(law: Distribution | None) -> float:
     """Kurtosis less that of a normal law; 0 where none is known."""
     return law.kurtosis - 3 if law is not None and math.isfinite(law.kurtosis) else 0.0
 
@@ -255,11 +267,11 @@ def bias_share(graph: LayerGraph, signals: Signals, node: Node) -> float | None:
 # --------------------------------------------------------------------------- activations
 
 
-def _activation(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """What is left of the length, beyond what follows the length that comes in."""
-    f, x = inputs[0], sweep.signal(node.inputs[0])
+    f, x = inputs[0], at.signal(node.inputs[0])
     phi = activation(node.op, node.attributes)
-    alike, width = sweep.alike(node.inputs[0]), sweep.features(node.inputs[0])
+    alike, width = at.alike(node.inputs[0]), at.features(node.inputs[0])
     if f is None or phi is None or alike is None or width is None or x.mean is None:
         return None
     variance = x.variance or 0.0
@@ -289,7 +301,11 @@ def length_elasticity(phi: Activation, mean: float, variance: float) -> float:
 
 
 def kept(
-    phi: Activation, mean: float, variance: float, width: int, alike: tuple[int, float],
+    phi: Activation,
+    mean: float,
+    variance: float,
+    width: int,
+    alike: tuple[int, float],
     kurtosis: float = 3.0,
 ) -> LogLaw | None:
     """The law of what φ leaves of the squared length of ``width`` features at positions that are
@@ -301,7 +317,7 @@ def kept(
     one = pair(1.0)
     if one <= 0:
         return CERTAIN
-    share = over_pairs(places, one, pair(_centred(c, mean, variance))) / one
+    share = over_pairs(places, one, pair(normal_correlation(c, mean, variance))) / one
     if share <= 0:
         return CERTAIN
     slope = negative_slope(phi)
@@ -310,7 +326,7 @@ def kept(
     return norm_law(one * share / width)
 
 
-def _centred(c: float, mean: float, variance: float) -> float:
+def normal_correlation(c: float, mean: float, variance: float) -> float:
     """The correlation coefficient from E[x x′]/E x²."""
     q = variance + mean * mean
     return min(max((c * q - mean * mean) / variance, -1.0), 1.0)
@@ -362,13 +378,13 @@ def _peak_of_half(width: int, kurtosis: float) -> float:
 
 
 @_rule("glu")
-def _glu(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _glu(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """a·σ(b) of the two halves of one affine map's features."""
     f = inputs[0]
-    width = sweep.features(out)
-    x = sweep.signal(node.inputs[0])
+    width = at.features(out)
+    x = at.signal(node.inputs[0])
     sigmoid = activation("sigmoid", {})
-    alike = sweep.alike(node.inputs[0])
+    alike = at.alike(node.inputs[0])
     if f is None or width is None or not x.second_moment or sigmoid is None or alike is None:
         return None
     m = sigmoid.moments(0.0, x.second_moment)
@@ -389,22 +405,22 @@ def _glu(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
 
 @_rule("layer_norm", "rms_norm", "group_norm", "instance_norm", "lp_normalize", "standardise",
        "batch_norm")  # fmt: skip
-def _norm(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _norm(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """The length is set anew: nothing of what varied before is left."""
     if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
         return inputs[0]
-    width = sweep.features(out)
+    width = at.features(out)
     return Fluctuation(None, 1.0, CERTAIN, 0.0, 3.0, 3 / ((width or 1) + 2))
 
 
 @_rule("embedding")
-def _embedding(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _embedding(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """Rows of a table: n elements of its law, one row a token."""
-    width, alike = sweep.features(out), sweep.alike(out)
-    table = sweep.graph.parameter(node.inputs[1])
+    width, alike = at.features(out), at.alike(out)
+    table = at.graph.parameter(node.inputs[1])
     if width is None or alike is None or table is None or table.law is None:
         return None
-    kurtosis = 3 + _excess(table.law)
+    kurtosis = 3 + excess_of(table.law)
     places, c = alike
     fresh = width / over_pairs(places, 1.0, c * c) if table.law.random else 0.0
     return Fluctuation(None, 1.0, CERTAIN, fresh, kurtosis, kurtosis / width)
@@ -418,17 +434,17 @@ _KEEP = ("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "
 
 
 @_rule(*_KEEP)
-def _passed(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _passed(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """The same elements."""
     return inputs[0]
 
 
 @_rule("split", "slice", "select_index")
-def _part(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _part(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """Of fewer features the length varies more: by that of the affine map that made them, or
     where that is no longer known by how an isotropic direction divides."""
     f = inputs[0]
-    before, after = sweep.features(node.inputs[0]), sweep.features(out)
+    before, after = at.features(node.inputs[0]), at.features(out)
     if f is None or before is None or after is None:
         return None
     if after >= before:
@@ -440,10 +456,10 @@ def _part(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
 
 
 @_rule("dropout")
-def _dropout(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _dropout(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """A mask of each element, compensated: (k/p − k)/n, with p kept and k the kurtosis."""
-    f, width = inputs[0], sweep.features(out)
-    places = sweep.size(out, "position")
+    f, width = inputs[0], at.features(out)
+    places = at.size(out, "position")
     p = attribute("dropout", node.attributes, "p")
     if f is None or width is None or places is None or not isinstance(p, float | int):
         return None
@@ -457,9 +473,9 @@ def _dropout(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
 
 @_rule("avg_pool", "adaptive_avg_pool", "max_pool", "adaptive_max_pool", "reduce_mean",
        "reduce_sum", "reduce_max")  # fmt: skip
-def _pool(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _pool(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """Over positions: taken to follow the length of the map."""
-    before, after = sweep.features(node.inputs[0]), sweep.features(out)
+    before, after = at.features(node.inputs[0]), at.features(out)
     return inputs[0] if before is not None and before == after else None
 
 
@@ -467,12 +483,12 @@ def _pool(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
 
 
 @_rule("add", "sub")
-def _add(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _add(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """ln M of a + b: each part by its share s of E(a + b)² (half of the cross term each); the
     scalar product of two independent tensors adds 4(E a² E b² − (E a E b)²)/(n (E(a + b)²)²)."""
-    a, b = (sweep.signal(v) for v in node.inputs[:2])
-    second = sweep.signal(out).second_moment
-    live = carriers(sweep.graph, node)
+    a, b = (at.signal(v) for v in node.inputs[:2])
+    second = at.signal(out).second_moment
+    live = carriers(at.graph, node)
     if node.inputs[0] == node.inputs[1]:
         return inputs[0]
     if not second or a.second_moment is None or b.second_moment is None:
@@ -485,10 +501,10 @@ def _add(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
         e = weights[0 if node.inputs[0] in live else 1]
         return None if f is None else replace(
             f, elasticity=f.elasticity * e, law=f.own.mixed(e), fresh=0.0)  # fmt: skip
-    width, places = sweep.features(out), sweep.size(out, "position")
+    width, places = at.features(out), at.size(out, "position")
     if parts[0] is None or parts[1] is None or width is None or places is None:
         return None
-    one, two = sweep.chain.meet(parts[0], parts[1])
+    one, two = at.chain.meet(parts[0], parts[1])
     cs = [_correlation(s, places) for s in (a, b)]
     if cs[0] is None or cs[1] is None or a.mean is None or b.mean is None:
         return None
@@ -508,22 +524,22 @@ def _correlation(x: Signal, places: int) -> float | None:
 
 
 @_rule("mul", "div")
-def _mul(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _mul(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """ln M of a·b is the sum of both; their elements' squares, of kurtosis k and l, add
     (k − 1)(l − 1)/n."""
-    live = carriers(sweep.graph, node)
+    live = carriers(at.graph, node)
     if len(live) == 1 and node.inputs.count(live[0]) == 1:
         return inputs[0 if node.inputs[0] in live else 1]
     if node.op == "div" or len(live) != 2:
         return None
-    width, places = sweep.features(out), sweep.size(out, "position")
+    width, places = at.features(out), at.size(out, "position")
     f, g = inputs[0], inputs[1]
     if f is None or g is None or width is None or places is None:
         return None
-    one, two = sweep.chain.meet(f, g)
+    one, two = at.chain.meet(f, g)
     same = 1.0
     for value in node.inputs[:2]:
-        c = _correlation(sweep.signal(value), places)
+        c = _correlation(at.signal(value), places)
         if c is None:
             return None
         same *= over_pairs(places, 1.0, c * c)
@@ -535,9 +551,9 @@ def _mul(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
 
 
 @_rule("concat")
-def _concat(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
+def _concat(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """Each part by its share of the squared length."""
-    sizes = [(sweep.graph.values[v].size or 0) * (sweep.signal(v).second_moment or 0.0)
+    sizes = [(at.graph.values[v].size or 0) * (at.signal(v).second_moment or 0.0)
              if v is not None else 0.0 for v in node.inputs]  # fmt: skip
     total = sum(sizes)
     if total <= 0 or any(f is None for f in inputs):
@@ -547,11 +563,10 @@ def _concat(sweep: _Sweep, node: Node, inputs: list[Known], out: str) -> Known:
     share = sizes[0] / total
     done = Fluctuation(whole.root, whole.elasticity * share, whole.own.mixed(share))
     for f, size in zip(parts[1:], sizes[1:], strict=True):
-        one, two = sweep.chain.meet(done, f)
+        one, two = at.chain.meet(done, f)
         share = size / total
         done = Fluctuation(one.root, one.elasticity + share * two.elasticity,
                            one.own + two.own.mixed(share))  # fmt: skip
-    width = sweep.features(out) or 1
+    width = at.features(out) or 1
     kurtosis = sum(f.kurtosis * s / total for f, s in zip(parts, sizes, strict=True))
     return replace(done, kurtosis=kurtosis, peak=kurtosis / (width + kurtosis - 1))
-

@@ -24,7 +24,9 @@ class Signal:
     different positions of different samples; all in [−1, 1]. Where a tensor has no positions (or
     no samples) the pairs that differ there are no pairs: position_correlation is then 1, and
     cross_correlation the sample_correlation.
-    ``spread`` = Var ln M over initializations (theory.md 5).
+    ``spread`` = Var ln M over initializations, of the mean square M of one sample's elements, its
+    input given; ``shortfall`` = ln E M − E ln M, by which a typical draw is shorter (theory.md 5).
+    ``grad_spread``, ``grad_shortfall``: the same of the squared gradient.
     ``grad_second_moment``, ``grad_position_correlation``: the same of ∂⟨output, ξ⟩/∂v, ξ ~ N(0,1).
     ``odd_in``: groups of parameters, newest last; flipping the signs of all parameters of one
     group flips this tensor, so that E[v·u] = 0 exactly for every u that depends on none of them.
@@ -48,6 +50,9 @@ class Signal:
     parts: tuple[Factors, ...] = ()
     grad_second_moment: float | None = None
     grad_position_correlation: float | None = None
+    shortfall: float | None = None
+    grad_spread: float | None = None
+    grad_shortfall: float | None = None
 
     @property
     def known(self) -> bool:

@@ -16,9 +16,11 @@ from archlint.graph.fans import Fans, fans
 from archlint.graph.model import LayerGraph, Node, Parameter
 from archlint.graph.ops import OPS
 from archlint.signal.activations import Activation, activation
+from archlint.signal.backward.fluctuation import Gradients, layer_shares
 from archlint.signal.dominators import Dominators, carriers
+from archlint.signal.fluctuation import Lengths
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.spread import Shares, gradient_spread, layer_spread
+from archlint.signal.spread import LogLaw, Shares, gradient_law, length_law
 
 Signals = Mapping[str, Signal]
 Ending = Literal["linear", "one-sided", "norm", "unknown"]
@@ -45,8 +47,7 @@ class Layer:
     layer's input; ``slope_gain`` the factor on a small difference between two inputs, with E φ′² in
     place of V(q)/q; ``length_gain`` the factor on the whole length; ``affine_gain`` is ``gain`` up
     to the pre-activation. None where a signal is unknown. ``before`` and ``after`` are the value
-    ids between which ``gain`` is meant. ``spread`` = Var ln of the squared length that this layer
-    adds, ``grad_spread`` of the squared gradient, ``elasticity`` = d ln M_after/d ln M_before.
+    ids between which ``gain`` is meant. ``shares``: what this layer adds to the spread.
     """
 
     node: Node
@@ -60,9 +61,6 @@ class Layer:
     length_gain: float | None
     affine_gain: float | None
     weight_second_moment: float | None
-    spread: float | None
-    grad_spread: float | None
-    elasticity: float | None
     pre_activation: float | None  # q = E z²
     shares: Shares | None = None
 
@@ -130,21 +128,27 @@ class Segment:
         return _sum_of_logs([layer.length_gain for layer in self.layers])
 
     @property
+    def law(self) -> LogLaw | None:
+        """Of ln M at the end over its mean, over initializations."""
+        shares = [layer.shares for layer in self.layers if layer.shares is not None]
+        return length_law(shares) if len(shares) == len(self.layers) else None
+
+    @property
+    def grad_law(self) -> LogLaw | None:
+        """Of ln of the squared gradient over the segment: the layers' own shares, and what the
+        fluctuation of the length does to E φ′² (signal.spread)."""
+        shares = [layer.shares for layer in self.layers if layer.shares is not None]
+        return gradient_law(shares) if len(shares) == len(self.layers) else None
+
+    @property
     def spread(self) -> float | None:
-        """β = Var ln M at the end: β_j = own_j + elasticity_j²·β_{j−1}."""
-        beta = 0.0
-        for layer in self.layers:
-            if layer.spread is None or layer.elasticity is None:
-                return None
-            beta = layer.spread + layer.elasticity**2 * beta
-        return beta
+        """β = Var ln M at the end."""
+        return law.variance if (law := self.law) is not None else None
 
     @property
     def grad_spread(self) -> float | None:
-        """Var ln of the squared gradient over the segment: the layers' own shares, and what the
-        fluctuation of the length does to E φ′² (signal.spread)."""
-        shares = [layer.shares for layer in self.layers if layer.shares is not None]
-        return gradient_spread(shares) if len(shares) == len(self.layers) else None
+        """Var ln of the squared gradient over the segment."""
+        return law.variance if (law := self.grad_law) is not None else None
 
 
 def _sum_of_logs(gains: Sequence[float | None]) -> float | None:
@@ -165,8 +169,7 @@ class Block:
     E f(h)²/E h² without η. ``growth`` = E out²/E h². ``ending``: a zero-mean linear map, a norm,
     or something whose elements have a common sign. ``normalised``: a norm lies on every path
     through the branch. ``identity_skip``: the skip is h itself, without a projection.
-    ``last`` is the node before the static factors at the branch's end. ``grad_spread`` = Var ln of
-    the factor on the squared gradient of the stream.
+    ``last`` is the node before the static factors at the branch's end.
     """
 
     add: Node
@@ -182,14 +185,17 @@ class Block:
     identity_skip: bool
     last: Node | None
     layers: int
-    grad_spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """A chain of residual blocks, in order, with no norm on the stream between them."""
+    """A chain of residual blocks, in order, with no norm on the stream between them. ``law``: of ln
+    M of the stream at the end over that at the start; ``grad_law`` of the squared gradient, the
+    other way round; None where not known."""
 
     blocks: tuple[Block, ...]
+    law: LogLaw | None = None
+    grad_law: LogLaw | None = None
 
     @property
     def start(self) -> str:
@@ -202,14 +208,14 @@ class Trunk:
         return self.blocks[-1].out
 
     @property
+    def spread(self) -> float | None:
+        """β = Var ln M over the blocks."""
+        return self.law.variance if self.law is not None else None
+
+    @property
     def grad_spread(self) -> float | None:
-        """Var ln of the squared gradient over the blocks; None where one is unknown."""
-        total = 0.0
-        for block in self.blocks:
-            if block.grad_spread is None:
-                return None
-            total += block.grad_spread
-        return total
+        """Var ln of the squared gradient over the blocks."""
+        return self.grad_law.variance if self.grad_law is not None else None
 
     def log10_growth(self, signals: Signals) -> float | None:
         """Σ log10 of the stream's growth over its blocks without a norm in the branch, what
@@ -235,12 +241,19 @@ class Structure:
     trunks: tuple[Trunk, ...]
 
 
-def find_structure(graph: LayerGraph, signals: Signals) -> Structure:
+def find_structure(
+    graph: LayerGraph, signals: Signals, lengths: Lengths, gradients: Gradients
+) -> Structure:
     """Segments and trunks of a graph; cost linear in the nodes (but for a logarithm)."""
     blocks = list(_blocks(graph, signals, Dominators(graph)))
+    trunks = (
+        replace(trunk, law=lengths.since(trunk.end, trunk.start),
+                grad_law=gradients.since(trunk.start, trunk.end))
+        for trunk in _trunks(graph, blocks)
+    )  # fmt: skip
     return Structure(
-        tuple(_segments(graph, signals, {block.add.id for block in blocks})),
-        tuple(_trunks(graph, blocks)),
+        tuple(_segments(graph, signals, {block.add.id for block in blocks}, gradients)),
+        tuple(trunks),
     )
 
 
@@ -295,38 +308,7 @@ def _block(
         for v in tree.path(branch, fork)
     )
     return Block(add, fork, ends[skip], branch, add.output, scale, gain, growth,
-                 _ending(last, f), normalised, counts[skip] == 0, last, layers,
-                 _block_grad_spread(graph, signals, add, fork, inside)
-                 if counts[skip] == 0 else None)  # fmt: skip
-
-
-def _block_grad_spread(
-    graph: LayerGraph, signals: Signals, add: Node, fork: str, inside: Sequence[Node]
-) -> float | None:
-    """Var ln of |g + Jᵀg|²/|g|² = ln(1 + 4s(1 − s)/n + s²·β_branch), s the branch's share of the
-    squared gradient at the fork: the scalar product of two independent directions of n features
-    varies by 1/n, the branch's own factor by its layers' shares (theory.md 7.2, mirrored)."""
-    before = signals.get(fork, UNKNOWN_SIGNAL)
-    after = signals.get(add.output, UNKNOWN_SIGNAL)
-    shape = graph.shape(add.output)
-    if not before.grad_second_moment or after.grad_second_moment is None or shape is None:
-        return None
-    share = min(max(1 - after.grad_second_moment / before.grad_second_moment, 0.0), 1.0)
-    own = 0.0
-    features = [a for a, role in enumerate(after.roles) if role == "feature"]
-    width = math.prod(shape[a] or 1 for a in features) if features else None
-    if len(after.roles) != len(shape) or not width:
-        return None
-    for node in inside:
-        if node.op in LAYERS:
-            layer = _layer(graph, signals, _Draft(node, node.inputs[0] or "", None, "add", 1), None)
-            if layer.grad_spread is None:
-                return None
-            own += layer.grad_spread
-    places = math.prod(n or 1 for n in shape) // ((shape[0] or 1) * width)
-    c = after.grad_position_correlation or 0.0
-    alike = 1.0 if places <= 1 else 1 / places + (1 - 1 / places) * c * c
-    return math.log1p(4 * share * (1 - share) / width * alike + share**2 * own)
+                 _ending(last, f), normalised, counts[skip] == 0, last, layers)  # fmt: skip
 
 
 def _is_norm(node: Node) -> bool:
@@ -492,7 +474,9 @@ _RESETS: dict[str, Boundary] = {
 _Tail = _Start | int
 
 
-def _segments(graph: LayerGraph, signals: Signals, adds: set[str]) -> Iterator[Segment]:
+def _segments(
+    graph: LayerGraph, signals: Signals, adds: set[str], gradients: Gradients
+) -> Iterator[Segment]:
     drafts = _sweep(graph, signals, adds)
     outputs = _reaching_outputs(graph)
     taken: set[int] = set()
@@ -513,7 +497,7 @@ def _segments(graph: LayerGraph, signals: Signals, adds: set[str]) -> Iterator[S
         layers: list[Layer] = []
         for here, following in zip(path, [*path[1:], None], strict=True):
             after = drafts[following].before if following is not None else None
-            layers.append(_layer(graph, signals, drafts[here], after))
+            layers.append(_layer(graph, signals, drafts[here], after, gradients))
         head = None
         if last.ends == "output" and last.node.output in outputs and _is_head(layers[-1]):
             head = layers.pop()
@@ -632,7 +616,9 @@ def _following_activation(graph: LayerGraph, output: str) -> tuple[Node | None, 
         value = readers[0].output
 
 
-def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None) -> Layer:
+def _layer(
+    graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None, gradients: Gradients
+) -> Layer:
     node = draft.node
     nonlinear, bend, out = _following_activation(graph, node.output)
     after = after if after is not None else out
@@ -652,7 +638,7 @@ def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None
             gain = length = 0.0
     parameter = graph.parameter(weight_value)
     layer = Layer(node, nonlinear, parameter, count, draft.before, after, gain, gain, length,
-                  affine, weight.second_moment, None, None, None, q)  # fmt: skip
+                  affine, weight.second_moment, q)  # fmt: skip
     if count is None or q is None or bias is None:
         return layer
     z = signals.get(bend, UNKNOWN_SIGNAL)
@@ -663,25 +649,9 @@ def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None
         if moments.second_moment > 0:
             steep = moments.slope * z.second_moment / moments.second_moment
             layer = replace(layer, slope_gain=gain * steep)
-    shares = layer_spread(
-        layer.nonlinearity if nonlinear is not None else None,
-        z.second_moment, z.mean or 0.0, count.width, bias / q if q > 0 else 0.0,
-        parameter.law if parameter is not None else None, count.fan_in,
-        before.position_correlation if node.op == "conv" else 1.0,
-        _positions(graph, node),
-        signals.get(out, UNKNOWN_SIGNAL).grad_position_correlation,
-    )  # fmt: skip
-    if shares is None or (nonlinear is not None and layer.nonlinearity is None):
+    if nonlinear is not None and layer.nonlinearity is None:
         return layer
-    return replace(layer, spread=shares.forward, grad_spread=shares.gradient,
-                   elasticity=shares.elasticity, shares=shares)  # fmt: skip
-
-
-def _positions(graph: LayerGraph, node: Node) -> int:
-    shape = graph.shape(node.output)
-    if node.op not in ("conv", "conv_transpose") or shape is None:
-        return 1
-    return math.prod(n for n in shape[2:] if n is not None)
+    return replace(layer, shares=layer_shares(gradients, node, nonlinear))
 
 
 def _bias_second_moment(signals: Signals, node: Node) -> float | None:

@@ -120,8 +120,11 @@ def _chunk(
     }
     buffers = {name: b.double() if b.is_floating_point() else b
                for name, b in model.named_buffers()}  # fmt: skip
-    chosen = [path for path, module in model.named_modules()
-              if path and (paths(path, module) if paths else not any(module.children()))]
+    chosen = [
+        path
+        for path, module in model.named_modules()
+        if path and (paths(path, module) if paths else not any(module.children()))
+    ]
     sizes = _shapes(model.double(), shape, chosen)
     probes = {path: torch.zeros(count, *size, dtype=torch.float64, requires_grad=True)
               for path, size in sizes.items()}  # fmt: skip

@@ -16,6 +16,7 @@ from archlint.signal.activations import activation
 from archlint.signal.analysis import analyse
 from archlint.signal.criticality import critical
 from archlint.signal.spread import (
+    LogLaw,
     chance_of_loss,
     dead_probability,
     digamma_of,
@@ -47,7 +48,8 @@ def test_chances() -> None:
     for beta in (1.0, 2.5, 10.0):
         m = rng.normal(-beta / 2, math.sqrt(beta), 200_000)
         share = float((m < -math.log(10)).mean())
-        assert chance_of_loss(beta) == pytest.approx(share, abs=5 * math.sqrt(share / 200_000))
+        law = LogLaw(beta, beta / 2)
+        assert chance_of_loss(law) == pytest.approx(share, abs=5 * math.sqrt(share / 200_000))
     assert dead_probability((10,) * 5) == pytest.approx(0.0049, abs=1e-4)
 
 

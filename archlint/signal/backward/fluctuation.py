@@ -1,0 +1,447 @@
+"""How far one draw's squared gradient lies from its mean, value by value.
+
+The mirror image of :mod:`archlint.signal.fluctuation`: an affine map's transpose makes elements
+that are alike and nearly normal given the gradient that arrives, a χ²_n of the features that go
+*in*; a mask φ′ leaves a part of the length. Where φ′ depends on the length (GELU, SiLU, tanh), and
+where a norm divides by it, the gradient follows the forward length M: with c = d ln E φ′²/d ln M
+and A what the gradient behind the layer follows its own value with, it follows the layer's input
+with A·e + c, and the layer's own fluctuation ε is multiplied by A. The variance is then that of
+what is new since, Σ (Var η + 2A Cov(ε, η) + A² Var ε), and A² Var ln M of the value itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+
+from archlint.graph.fans import fans
+from archlint.graph.model import LayerGraph, Node
+from archlint.graph.ops import attribute
+from archlint.signal.activations import Activation, activation
+from archlint.signal.dominators import carriers
+from archlint.signal.fluctuation import (
+    Chain,
+    Fluctuation,
+    Lengths,
+    activated,
+    affine,
+    bias_share,
+    excess_of,
+    length_elasticity,
+    negative_slope,
+    normal_correlation,
+    over_pairs,
+)
+from archlint.signal.gaussian import hermite_coefficients, nodes_and_weights, pair_expectation
+from archlint.signal.spread import (
+    CERTAIN,
+    LogLaw,
+    Shares,
+    influence,
+    joint_moment,
+    norm_law,
+    normal_law,
+    part_law,
+    rectified_law,
+    slope_elasticity,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """``gradient`` of a value, and with what power its square ``follows`` the value's length."""
+
+    gradient: Fluctuation
+    follows: float = 0.0
+
+
+@dataclass(slots=True)
+class Gradients:
+    """The fluctuation of the squared gradient of every value of which it is known: ``total`` is
+    the law of ln g² − ln E g², g = ∂⟨output, ξ⟩/∂v for a ξ of fixed length.
+
+    ``edges``: E g² of what each input of each node sends back.
+    """
+
+    lengths: Lengths
+    edges: Mapping[tuple[str, int], float]
+    chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
+    state: dict[str, Fluctuation] = field(default_factory=dict)
+    total: dict[str, LogLaw] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = self.graph
+        arriving: dict[str, list[tuple[float, Back | None]]] = {}
+        for out in dict.fromkeys(graph.outputs):
+            width = self.lengths.features(out)
+            arriving[out] = [(1.0, Back(Fluctuation(peak=3 / ((width or 1) + 2))))]
+        for node in reversed(graph.nodes):
+            live = carriers(graph, node)
+            settled = [self._settle(v, arriving.pop(v, []), len(live)) for v in node.outputs]
+            for i, value in enumerate(node.inputs):
+                weight = self.edges.get((node.id, i))
+                if value not in live or weight == 0.0:
+                    continue
+                sent: Back | None = None
+                if weight is not None and settled and settled[0] is not None:
+                    rule = _RULES.get(node.op) or (
+                        _activation if activation(node.op, node.attributes) is not None else None
+                    )
+                    if rule is not None:
+                        sent = rule(self, node, settled[0], i)
+                arriving.setdefault(value, []).append((weight or 1.0, sent))
+        for value in graph.inputs:
+            self._settle(value, arriving.pop(value, []), 1)
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The graph."""
+        return self.lengths.graph
+
+    def _settle(self, value: str, parts: list[tuple[float, Back | None]], readers: int
+                ) -> Back | None:  # fmt: skip
+        g = self._sum(value, parts)
+        if g is None:
+            return None
+        law = self.chain.whole(g.gradient)
+        if g.follows:
+            forward = self.lengths.total.get(value)
+            if forward is None:
+                return None
+            a = g.follows
+            law += LogLaw(a * a * forward.variance, a * forward.deficit, a**3 * forward.third)
+        self.total[value] = law
+        self.state[value] = g.gradient
+        if readers > 1:
+            self.chain.add(value, g.gradient)
+            return replace(g, gradient=replace(
+                g.gradient, root=value, elasticity=1.0, law=CERTAIN, fresh=0.0))  # fmt: skip
+        return g
+
+    def _sum(self, value: str, parts: list[tuple[float, Back | None]]) -> Back | None:
+        """What several readers send back: each by its share, and the scalar product of every two,
+        4·s_i·s_j/n for n features."""
+        if not parts or any(g is None for _, g in parts):
+            return None
+        if len(parts) == 1:
+            return parts[0][1]
+        width, alike = self.lengths.features(value), self.alike(value)
+        if width is None or alike is None:
+            return None
+        total = sum(w for w, _ in parts)
+        done: Fluctuation | None = None
+        follows = mixed = 0.0
+        for w, g in parts:
+            assert g is not None
+            share = w / total
+            follows += share * g.follows
+            mixed += share * share
+            if done is None:
+                done = replace(g.gradient, law=g.gradient.own.mixed(share), fresh=0.0,
+                               elasticity=share * g.gradient.elasticity)  # fmt: skip
+                continue
+            one, two = self.chain.meet(done, g.gradient)
+            done = Fluctuation(one.root, one.elasticity + share * two.elasticity,
+                               one.own + two.own.mixed(share))  # fmt: skip
+        assert done is not None
+        places, c = alike
+        cross = 2 * (1 - mixed) * over_pairs(places, 1.0, c * c) / width
+        return Back(replace(done, law=done.law + norm_law(cross), kurtosis=3.0,
+                            peak=3 / (width + 2)), follows)  # fmt: skip
+
+    def since(self, value: str, root: str) -> LogLaw | None:
+        """The law of the squared gradient of a value over that of a later one, the output of a sum
+        or a product."""
+        f = self.chain.above.get(value) or self.state.get(value)
+        return None if f is None else self.chain.since(f, root)
+
+    def alike(self, value: str | None) -> tuple[int, float] | None:
+        """(positions, their gradients' correlation); None where that is not known."""
+        places = self.lengths.size(value, "position")
+        if places is None:
+            return None
+        if places <= 1:
+            return 1, 1.0
+        c = self.lengths.signal(value).grad_position_correlation
+        return None if c is None else (places, c)
+
+
+Rule = Callable[[Gradients, Node, Back, int], "Back | None"]
+_RULES: dict[str, Rule] = {}
+
+
+def _rule(*ops: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            _RULES[op] = function
+        return function
+
+    return register
+
+
+@_rule("linear", "conv", "conv_transpose")
+def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """χ²_n of the features that go in."""
+    value = node.inputs[0]
+    count, alike, width = fans(node, at.graph), at.alike(value), at.lengths.features(value)
+    bias = bias_share(at.graph, at.lengths.signals, node)
+    if i != 0 or count is None or alike is None or width is None or bias is None:
+        return None
+    parameter = at.graph.parameter(node.inputs[1])
+    law = parameter.law if parameter is not None else None
+    if law is None and node.inputs[1] not in at.graph.static:
+        return None
+    places, c = alike
+    taps = max(count.fan_out / count.width, 1.0)
+    kurtosis = 3 + excess_of(law) * g.gradient.peak / taps
+    same = over_pairs(places, 1.0, c * c)
+    fresh, more = width / same, CERTAIN
+    if law is not None and law.family == "orthogonal":
+        whole = max(count.width, count.fan_in)
+        more = part_law(count.fan_in, whole) if places == 1 else norm_law(
+            2 * same * (1 / count.fan_in - 1 / whole))  # fmt: skip
+        fresh = 0.0
+    elif law is not None and not law.random:
+        fresh = 0.0
+    a, own = g.follows, CERTAIN
+    if a:
+        forward = at.lengths.alike(node.output)
+        if forward is None:
+            return None
+        z = normal_law(count.width / over_pairs(forward[0], 1.0, forward[1] ** 2))
+        own = influence(a * a * z.variance)
+    f = g.gradient
+    return Back(
+        Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
+                    kurtosis / (width + kurtosis - 1)),
+        a * (1 - bias),
+    )  # fmt: skip
+
+
+def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """What the mask φ′ leaves of the squared gradient."""
+    phi = activation(node.op, node.attributes)
+    x = at.lengths.signal(node.inputs[0])
+    width, forward = at.lengths.features(node.inputs[0]), at.lengths.alike(node.inputs[0])
+    alike = at.alike(node.output)
+    if phi is None or x.mean is None or width is None or forward is None or alike is None:
+        return None
+    variance = x.variance or 0.0
+    m = phi.moments(x.mean, variance)
+    if variance <= 0 or not m.slope > 0 or not math.isfinite(m.slope_fourth):
+        return None
+    near = slopes_alike(phi, x.mean, variance, 1.0)
+    share = _shared(phi, x.mean, variance, forward, alike)
+    f = g.gradient
+    a, e, d = g.follows, length_elasticity(phi, x.mean, variance), 0.0
+    if not phi.homogeneous:
+        d = slope_elasticity(phi, x.mean, variance)
+    law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
+    kurtosis = f.kurtosis * near
+    own = CERTAIN
+    if a:
+        new = m.kappa - 2 * e * e
+        both = joint_moment(phi, x.mean, variance) - 2 * e * d
+        own = influence(max((a * a * new + 2 * a * both) / width * share, -law.variance))
+    return Back(
+        Fluctuation(f.root, f.elasticity, f.own + law + own, 0.0, kurtosis,
+                    kurtosis / (width + kurtosis - 1)),
+        a * e + d,
+    )  # fmt: skip
+
+
+def _shared(
+    phi: Activation, mean: float, variance: float, forward: tuple[int, float],
+    alike: tuple[int, float],
+) -> float:  # fmt: skip
+    """The mean over pairs of positions of (1 + 2c²)(μ − 1) over its value 3(μ(1) − 1) for one, with
+    c the gradient's correlation and μ = E φ′²φ′²/(E φ′²)² of the pair."""
+    places, c = alike
+    whole = 3 * (slopes_alike(phi, mean, variance, 1.0) - 1)
+    if whole <= 0:
+        return 0.0
+    far = slopes_alike(phi, mean, variance, normal_correlation(forward[1], mean, variance))
+    return over_pairs(places, 1.0, (1 + 2 * c * c) * max(far - 1, 0.0) / whole)
+
+
+def _masked(
+    phi: Activation, mean: float, near: float, width: int, share: float, kurtosis: float, d: float
+) -> LogLaw:
+    """What φ′ leaves of the squared gradient given its length and that of z: 3(E φ′⁴/(E φ′²)² − 1)
+    less 2d², what φ′ owes to the length of z."""
+    slope = negative_slope(phi)
+    if share <= 0:
+        return CERTAIN
+    if slope is not None and mean == 0.0:
+        return rectified_law(width / share, slope, kurtosis - 3)
+    return norm_law(max(3 * (near - 1) - 2 * d * d, 0.0) * share / width)
+
+
+def layer_shares(at: Gradients, node: Node, bend: Node | None) -> Shares | None:
+    """What an affine map and the activation that reads it add to the spread, both ways; None where
+    that is not known."""
+    lengths = at.lengths
+    before = lengths.state.get(node.inputs[0] or "")
+    start = Fluctuation(peak=before.peak if before is not None else 0.0)
+    z = affine(lengths, node, [start], node.output)
+    if z is None:
+        return None
+    e, moved, common = z.elasticity, 0.0, 0.0
+    law = z.own
+    back: Back | None = Back(Fluctuation())
+    if bend is not None:
+        after = activated(lengths, bend, [z], bend.output)
+        if after is None:
+            return None
+        e, law = after.elasticity, after.own
+        back = _activation(at, bend, Back(Fluctuation()), 0)
+        phi = activation(bend.op, bend.attributes)
+        x = lengths.signal(bend.inputs[0])
+        width = lengths.features(bend.inputs[0])
+        if phi is not None and width and x.mean is not None and not phi.homogeneous:
+            d = slope_elasticity(phi, x.mean, x.variance or 0.0)
+            moved = d * z.elasticity
+            common = joint_moment(phi, x.mean, x.variance or 0.0) / width
+            if back is not None:  # what φ′ owes to the length of z, which is new in this layer
+                own = back.gradient.own + influence(2 * d * d / width)
+                back = Back(replace(back.gradient, law=own, fresh=0.0))
+    back = _affine(at, node, replace(back, follows=0.0), 0) if back is not None else None
+    gradient = back.gradient.own if back is not None else None
+    if gradient is not None and common:
+        limit = math.sqrt(law.variance * gradient.variance)
+        common = min(max(common, -limit), limit)
+    return Shares(law, gradient, e, moved, common)
+
+
+@lru_cache(maxsize=4096)
+def slopes_alike(phi: Activation, mean: float, variance: float, c: float) -> float:
+    """E φ′(u)²φ′(v)²/(E φ′²)² of two pre-activations with a correlation coefficient."""
+    m = phi.moments(mean, variance)
+    if c >= 1.0:
+        return m.slope_fourth / m.slope**2
+    deviation = math.sqrt(variance)
+    series = hermite_coefficients(
+        lambda z: phi.derivative(mean + deviation * z) ** 2, phi.standard_kinks(mean, deviation)
+    )
+    return pair_expectation(series, m.slope_fourth, c) / m.slope**2
+
+
+@_rule("glu")
+def _glu(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """a·σ(b): the two halves get g·σ(b) and g·a·σ′(b), whose squares sum to g²·S."""
+    x, width = at.lengths.signal(node.inputs[0]), at.lengths.features(node.output)
+    if width is None or not x.second_moment:
+        return None
+    ratio, d = _glu_slopes(round(math.log(x.second_moment), 4))
+    f = g.gradient
+    law = norm_law(3 * (ratio - 1) / width)
+    a = g.follows
+    sigmoid = activation("sigmoid", {})
+    assert sigmoid is not None
+    e = 1 + length_elasticity(sigmoid, 0.0, x.second_moment)
+    return Back(Fluctuation(f.root, f.elasticity, f.own + law, 0.0, f.kurtosis * ratio,
+                            f.kurtosis * ratio / width), a * e + d)  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _glu_slopes(log_q: float) -> tuple[float, float]:
+    """(E S²/(E S)², d ln E S/d ln q) of S = σ(b)² + a²σ′(b)², a, b ~ N(0, q)."""
+
+    def moments(q: float) -> tuple[float, float]:
+        z, w = nodes_and_weights(())
+        s = 1 / (1 + np.exp(-math.sqrt(q) * z))
+        one, two = s * s, (s * (1 - s)) ** 2 * q
+        first = float(w @ (one + two))
+        return first, float(w @ (one**2 + 2 * one * two + 3 * two**2))
+
+    q, h = math.exp(log_q), 1e-3
+    first, second = moments(q)
+    return second / first**2, math.log(moments(q * math.exp(h))[0]
+                                       / moments(q * math.exp(-h))[0]) / (2 * h)  # fmt: skip
+
+
+@_rule("layer_norm", "rms_norm", "group_norm", "instance_norm", "standardise", "batch_norm")
+def _norm(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """A division by the length: the squared gradient goes as 1/M of what comes in."""
+    if i != 0:
+        return None
+    if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
+        return g
+    return replace(g, follows=-1.0)
+
+
+@_rule("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "neg", "tile",
+       "channel_shuffle", "depth_to_space", "space_to_depth", "pad", "resize", "avg_pool",
+       "adaptive_avg_pool", "max_pool", "adaptive_max_pool", "add", "sub")  # fmt: skip
+def _passed(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """The same elements, or copies of them."""
+    return g
+
+
+@_rule("reduce_mean", "reduce_sum")
+def _reduced(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """Every element gets what its mean got; over positions only."""
+    before = at.lengths.features(node.inputs[0])
+    return g if before is not None and before == at.lengths.features(node.output) else None
+
+
+@_rule("split", "slice", "select_index")
+def _part(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """Zero elsewhere."""
+    return g
+
+
+@_rule("concat")
+def _concat(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """A part of the features."""
+    alike, f = at.alike(node.output), g.gradient
+    part, whole = at.lengths.features(node.inputs[i]), at.lengths.features(node.output)
+    if alike is None or part is None or whole is None:
+        return None
+    if part >= whole:
+        return g
+    same = over_pairs(alike[0], 1.0, alike[1] ** 2)
+    law = f.own + norm_law(2 * same * (1 / part - 1 / whole))
+    return replace(g, gradient=replace(f, law=law, fresh=0.0, peak=f.peak * whole / part))
+
+
+@_rule("dropout")
+def _dropout(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """The mask of the forward pass."""
+    width, places = at.lengths.features(node.output), at.lengths.size(node.output, "position")
+    p = attribute("dropout", node.attributes, "p")
+    if width is None or places is None or not isinstance(p, float | int):
+        return None
+    keep = 1 - float(p)
+    if not attribute("dropout", node.attributes, "training") or not 0 < keep < 1:
+        return g
+    f = g.gradient
+    law = f.own + norm_law(f.kurtosis * (1 / keep - 1) / (width * places))
+    return replace(g, gradient=replace(f, law=law, fresh=0.0, kurtosis=f.kurtosis / keep))
+
+
+@_rule("mul", "div")
+def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """g·b for the gradient of a: what varies of b's length, and the two squares' common part."""
+    live = carriers(at.graph, node)
+    if len(live) == 1 and node.inputs.count(live[0]) == 1:
+        return g
+    if node.op == "div" or len(live) != 2:
+        return None
+    value, other = node.inputs[i], node.inputs[1 - i]
+    width, alike = at.lengths.features(node.output), at.alike(node.output)
+    mine, b = (at.lengths.state.get(v or "") for v in (value, other))
+    if width is None or alike is None or mine is None or b is None:
+        return None
+    mine, b = at.lengths.chain.meet(mine, b)
+    f = g.gradient
+    same = over_pairs(alike[0], 1.0, alike[1] ** 2)
+    law = f.own + b.own + norm_law((f.kurtosis - 1) * (b.kurtosis - 1) * same / width)
+    ratio = b.elasticity / mine.elasticity if abs(mine.elasticity) > 1e-6 else 0.0
+    kurtosis = f.kurtosis * b.kurtosis
+    return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
+                g.follows + ratio)  # fmt: skip
