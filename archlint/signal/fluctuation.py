@@ -33,11 +33,11 @@ from archlint.graph.ops import attribute
 from archlint.initialization.distribution import Distribution
 from archlint.signal.activations import IDENTITY, Activation, activation
 from archlint.signal.dominators import carriers
-from archlint.signal.gaussian import hermite_coefficients
+from archlint.signal.gaussian import Floats, hermite_coefficients
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.offsets import Pairs, Window, convolved
 from archlint.signal.spread import (
     CERTAIN,
-    Floats,
     LogLaw,
     norm_law,
     normal_law,
@@ -137,6 +137,7 @@ class Lengths:
     chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
     state: dict[str, Fluctuation] = field(default_factory=dict)
     total: dict[str, LogLaw] = field(default_factory=dict)
+    pairs: dict[str, Pairs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for value in self.graph.inputs:
@@ -150,6 +151,8 @@ class Lengths:
                 continue
             inputs = [self.state.get(v) if v is not None else None for v in node.inputs]
             for i, out in enumerate(node.outputs):
+                if (pairs := self._pairs_of(node, out)) is not None:
+                    self.pairs[out] = pairs
                 if self.signal(out).known and (i == 0 or node.op == "split"):
                     self._settle(out, rule(self, node, inputs, out))
 
@@ -183,15 +186,43 @@ class Lengths:
         """The number of features of a value."""
         return self.size(value, "feature")
 
-    def alike(self, value: str | None) -> tuple[int, float] | None:
-        """(positions, their correlation); None where that is not known."""
-        places = self.size(value, "position")
-        if places is None:
+    def spots(self, value: str | None) -> tuple[int, ...] | None:
+        """The sizes of the axes of positions."""
+        shape, roles = self.graph.shape(value), self.signal(value).roles
+        if shape is None or len(shape) != len(roles) or None in shape:
             return None
-        if places <= 1:
-            return 1, 1.0
+        return tuple(n or 1 for n, r in zip(shape, roles, strict=True) if r == "position")
+
+    def alike(self, value: str | None) -> Pairs | None:
+        """How alike a value's positions are; None where that is not known."""
+        found = self.pairs.get(value or "")
+        if found is not None:
+            return found
+        sizes = self.spots(value)
+        if sizes is None or math.prod(sizes) <= 1:
+            return None if sizes is None else Pairs(sizes)
         c = self.signal(value).position_correlation
-        return None if c is None else (places, c)
+        return None if c is None else Pairs(sizes, None, c)
+
+    def _pairs_of(self, node: Node, out: str) -> Pairs | None:
+        """How alike the positions of an output are: a convolution and an activation by offset; what
+        else keeps the positions keeps the order among the offsets."""
+        x, sizes = self.alike(node.inputs[0] if node.inputs else None), self.spots(out)
+        if x is None or sizes is None or math.prod(sizes) <= 1:
+            return None
+        signal = self.signal(node.inputs[0])
+        if node.op == "conv" and (windows := windows_of(self.graph, node)) is not None:
+            bias = bias_share(self.graph, self.signals, node)
+            if bias is None or abs(self.signal(node.inputs[1]).mean or 0.0) > 1e-12:
+                return None
+            return convolved(x, windows).map(lambda c: (1 - bias) * c + bias)
+        phi = activation(node.op, node.attributes)
+        if phi is not None and signal.mean is not None and signal.variance:
+            return x.map(pair_function(phi, signal.mean, signal.variance))
+        c = self.signal(out).position_correlation
+        if c is None or x.sizes != sizes:
+            return None
+        return x.towards(c)
 
 
 Rule = Callable[[Lengths, Node, list[Known], str], Known]
@@ -207,9 +238,57 @@ def _rule(*ops: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def over_pairs(places: int, of_one: float, of_two: float) -> float:
-    """The mean over pairs of ``places`` positions, of a pair of equal and of different ones."""
-    return (of_one + (places - 1) * of_two) / places
+def windows_of(graph: LayerGraph, node: Node) -> tuple[Window, ...] | None:
+    """The windows of a convolution, axis by axis; None where a size is unknown."""
+    before, kernel = graph.shape(node.inputs[0]), graph.shape(node.inputs[1])
+    after = graph.shape(node.output)
+    if before is None or kernel is None or after is None:
+        return None
+    sizes = (*before[2:], *kernel[2:], *after[2:])
+    dims = len(before) - 2
+    if None in sizes or len(sizes) != 3 * dims:
+        return None
+    known = [n or 0 for n in sizes]
+    ints = {name: tuple(int(str(n)) for n in values) for name in ("stride", "dilation", "padding")
+            if isinstance(values := node.attributes[name], tuple)}  # fmt: skip
+    return tuple(
+        Window(known[a], known[2 * dims + a], known[dims + a], ints["stride"][a],
+               ints["dilation"][a], ints["padding"][a])
+        for a in range(dims)
+    )  # fmt: skip
+
+
+def chance(c: Floats, terms: float) -> Floats:
+    """E of the square of the correlation of two vectors of that many elements whose mean is c:
+    that of independent ones is not zero but one over the number of elements."""
+    return np.asarray(c * c + (1 - c * c) ** 2 / max(terms, 1.0), np.float64)
+
+
+def pair_function(phi: Activation, mean: float, variance: float) -> Callable[[Floats], Floats]:
+    """c ↦ E φ(u)φ(v)/E φ² for two pre-activations with E[u v]/E u² = c (Mehler's formula)."""
+    second = phi.moments(mean, variance).second_moment
+    deviation = math.sqrt(variance)
+    series = hermite_coefficients(
+        lambda z: phi.function(mean + deviation * z), phi.standard_kinks(mean, deviation)
+    )
+    coefficients = completed(series * series, second) / second if second > 0 else np.ones(1)
+    return lambda c: polyval(normal_correlations(c, mean, variance), coefficients)
+
+
+def completed(coefficients: Floats, total: float) -> Floats:
+    """With what a truncated series lacks of its value at one put at the first order left out."""
+    return np.append(coefficients, max(total - float(coefficients.sum()), 0.0))
+
+
+def polyval(c: Floats, coefficients: Floats) -> Floats:
+    """Σ a_k c^k."""
+    return np.asarray(np.polynomial.polynomial.polyval(c, coefficients), np.float64)
+
+
+def normal_correlations(c: Floats, mean: float, variance: float) -> Floats:
+    """The correlation coefficients from E[x x′]/E x²."""
+    q = variance + mean * mean
+    return np.clip((c * q - mean * mean) / variance, -1.0, 1.0)
 
 
 # --------------------------------------------------------------------------- affine maps
@@ -232,13 +311,12 @@ def affine(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     shift = at.graph.parameter(node.inputs[2]) if len(node.inputs) > 2 else None
     kurtosis = 3 + (1 - bias) ** 2 * excess_of(law) * f.peak / max(taps, 1.0)
     kurtosis += bias**2 * excess_of(shift.law if shift is not None else None)
-    places, c = alike
-    fresh = count.width / over_pairs(places, 1.0, c * c)
-    more = CERTAIN
+    same = alike.over(lambda c: chance(c, count.fan_in))
+    fresh, more = count.width / same, CERTAIN
     if law is not None and law.family == "orthogonal":
         whole = max(count.width, count.fan_in)
-        fresh, same = 0.0, over_pairs(places, 1.0, c * c)
-        more = part_law(count.width, whole) if places == 1 else norm_law(
+        fresh = 0.0
+        more = part_law(count.width, whole) if alike.places <= 1 else norm_law(
             2 * same * (1 / count.width - 1 / whole))  # fmt: skip
         more = more.mixed(1 - bias)
     elif law is not None and not law.random:
@@ -301,41 +379,30 @@ def length_elasticity(phi: Activation, mean: float, variance: float) -> float:
 
 
 def kept(
-    phi: Activation,
-    mean: float,
-    variance: float,
-    width: int,
-    alike: tuple[int, float],
-    kurtosis: float = 3.0,
+    phi: Activation, mean: float, variance: float, width: int, alike: Pairs, kurtosis: float = 3.0
 ) -> LogLaw | None:
     """The law of what φ leaves of the squared length of ``width`` features at positions that are
     ``alike``, given that length."""
-    pair = _squares(phi, mean, variance)
-    if pair is None:
+    series = _squares(phi, mean, variance)
+    if series is None:
         return None
-    places, c = alike
-    one = pair(1.0)
+    one = float(series.sum())
     if one <= 0:
         return CERTAIN
-    share = over_pairs(places, one, pair(normal_correlation(c, mean, variance))) / one
-    if share <= 0:
+    pair = alike.over(lambda c: polyval(normal_correlations(c, mean, variance), series))
+    if pair <= 0:
         return CERTAIN
     slope = negative_slope(phi)
     if slope is not None and mean == 0.0:
-        return rectified_law(width / share, slope, kurtosis - 3)
-    return norm_law(one * share / width)
-
-
-def normal_correlation(c: float, mean: float, variance: float) -> float:
-    """The correlation coefficient from E[x x′]/E x²."""
-    q = variance + mean * mean
-    return min(max((c * q - mean * mean) / variance, -1.0), 1.0)
+        return rectified_law(width * one / pair, slope, kurtosis - 3)
+    return norm_law(pair / width)
 
 
 @lru_cache(maxsize=4096)
-def _squares(phi: Activation, mean: float, variance: float) -> Callable[[float], float] | None:
-    """c ↦ Cov(φ(u)², φ(v)²)/(E φ²)² of two pre-activations with the correlation c, less the part
-    2e²c² that the length itself explains: Hermite coefficients of φ² but for the second."""
+def _squares(phi: Activation, mean: float, variance: float) -> Floats | None:
+    """Coefficients of c ↦ Cov(φ(u)², φ(v)²)/(E φ²)² of two pre-activations with the correlation c,
+    less the part 2e²c² that the length itself explains: the squares of the Hermite coefficients of
+    φ² but for the second."""
     deviation = math.sqrt(variance)
     m = phi.moments(mean, variance)
     if not (m.second_moment > 0 and math.isfinite(m.fourth_moment)):
@@ -343,18 +410,11 @@ def _squares(phi: Activation, mean: float, variance: float) -> Callable[[float],
     series = hermite_coefficients(
         lambda z: phi.function(mean + deviation * z) ** 2, phi.standard_kinks(mean, deviation)
     ) / m.second_moment  # fmt: skip
-    squares = series * series
-    total = m.fourth_moment / m.second_moment**2 - 1
-    rest = max(total - float(squares[1:].sum()), 0.0)
+    squares = completed(series * series, m.fourth_moment / m.second_moment**2)
+    squares[0] = 0.0
     if mean == 0.0:
         squares[2] = 0.0
-    squares[0] = 0.0
-    orders = np.arange(squares.size)
-
-    def pair(c: float) -> float:
-        return float(squares @ c**orders) + rest * c**squares.size
-
-    return pair
+    return squares
 
 
 def negative_slope(phi: Activation) -> float | None:
@@ -421,8 +481,7 @@ def _embedding(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if width is None or alike is None or table is None or table.law is None:
         return None
     kurtosis = 3 + excess_of(table.law)
-    places, c = alike
-    fresh = width / over_pairs(places, 1.0, c * c) if table.law.random else 0.0
+    fresh = width / alike.over(lambda c: c * c) if table.law.random else 0.0
     return Fluctuation(None, 1.0, CERTAIN, fresh, kurtosis, kurtosis / width)
 
 
@@ -501,14 +560,13 @@ def _add(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
         e = weights[0 if node.inputs[0] in live else 1]
         return None if f is None else replace(
             f, elasticity=f.elasticity * e, law=f.own.mixed(e), fresh=0.0)  # fmt: skip
-    width, places = at.features(out), at.size(out, "position")
-    if parts[0] is None or parts[1] is None or width is None or places is None:
+    width = at.features(out)
+    if parts[0] is None or parts[1] is None or width is None:
         return None
     one, two = at.chain.meet(parts[0], parts[1])
-    cs = [_correlation(s, places) for s in (a, b)]
-    if cs[0] is None or cs[1] is None or a.mean is None or b.mean is None:
+    same = _together(at, node)
+    if same is None or a.mean is None or b.mean is None:
         return None
-    same = over_pairs(places, 1.0, cs[0] * cs[1])
     r = 4 * max(a.second_moment * b.second_moment - (a.mean * b.mean) ** 2, 0.0) * same
     law = one.own.mixed(weights[0]) + two.own.mixed(weights[1])
     law += norm_law(r / (width * second**2))
@@ -519,8 +577,17 @@ def _add(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
 CONSTANT = Fluctuation()
 
 
-def _correlation(x: Signal, places: int) -> float | None:
-    return 1.0 if places <= 1 else x.position_correlation
+def _together(at: Lengths, node: Node) -> float | None:
+    """The mean over pairs of positions of the product of both inputs' correlations."""
+    one, two = (at.alike(v) for v in node.inputs[:2])
+    if one is None or two is None:
+        return None
+    if one.places <= 1 or two.places <= 1:
+        return max(one.mean, two.mean) if max(one.places, two.places) <= 1 else min(
+            one.mean, two.mean)  # fmt: skip
+    if one.sizes != two.sizes:
+        return None
+    return Pairs(one.sizes, one.full() * two.full()).mean
 
 
 @_rule("mul", "div")
@@ -532,17 +599,11 @@ def _mul(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
         return inputs[0 if node.inputs[0] in live else 1]
     if node.op == "div" or len(live) != 2:
         return None
-    width, places = at.features(out), at.size(out, "position")
+    width, same = at.features(out), _together(at, node)
     f, g = inputs[0], inputs[1]
-    if f is None or g is None or width is None or places is None:
+    if f is None or g is None or width is None or same is None:
         return None
     one, two = at.chain.meet(f, g)
-    same = 1.0
-    for value in node.inputs[:2]:
-        c = _correlation(at.signal(value), places)
-        if c is None:
-            return None
-        same *= over_pairs(places, 1.0, c * c)
     law = one.own + two.own
     law += norm_law((f.kurtosis - 1) * (g.kurtosis - 1) * same / width)
     kurtosis = f.kurtosis * g.kurtosis

@@ -30,13 +30,17 @@ from archlint.signal.fluctuation import (
     activated,
     affine,
     bias_share,
+    chance,
+    completed,
     excess_of,
     length_elasticity,
     negative_slope,
-    normal_correlation,
-    over_pairs,
+    normal_correlations,
+    polyval,
+    windows_of,
 )
-from archlint.signal.gaussian import hermite_coefficients, nodes_and_weights, pair_expectation
+from archlint.signal.gaussian import Floats, hermite_coefficients, nodes_and_weights
+from archlint.signal.offsets import Pairs, alike, apart, mixed, scattered
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
@@ -53,9 +57,11 @@ from archlint.signal.spread import (
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """``gradient`` of a value, and with what power its square ``follows`` the value's length."""
+    """``gradient`` of a value, with what power its square ``follows`` the value's length, and how
+    ``alike`` it is at two positions."""
 
     gradient: Fluctuation
+    alike: Pairs
     follows: float = 0.0
 
 
@@ -71,14 +77,16 @@ class Gradients:
     edges: Mapping[tuple[str, int], float]
     chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
     state: dict[str, Fluctuation] = field(default_factory=dict)
+    pairs: dict[str, Pairs] = field(default_factory=dict)
     total: dict[str, LogLaw] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         graph = self.graph
         arriving: dict[str, list[tuple[float, Back | None]]] = {}
         for out in dict.fromkeys(graph.outputs):
-            width = self.lengths.features(out)
-            arriving[out] = [(1.0, Back(Fluctuation(peak=3 / ((width or 1) + 2))))]
+            width = self.lengths.features(out) or 1
+            start = Back(Fluctuation(peak=3 / (width + 2)), apart(self.lengths.spots(out) or ()))
+            arriving[out] = [(1.0, start)]
         for node in reversed(graph.nodes):
             live = carriers(graph, node)
             settled = [self._settle(v, arriving.pop(v, []), len(live)) for v in node.outputs]
@@ -91,8 +99,11 @@ class Gradients:
                     rule = _RULES.get(node.op) or (
                         _activation if activation(node.op, node.attributes) is not None else None
                     )
-                    if rule is not None:
+                    sizes = self.lengths.spots(value)
+                    if rule is not None and sizes is not None:
                         sent = rule(self, node, settled[0], i)
+                        if sent is not None and sent.alike.sizes != sizes:
+                            sent = self.placed(sent, value)
                 arriving.setdefault(value, []).append((weight or 1.0, sent))
         for value in graph.inputs:
             self._settle(value, arriving.pop(value, []), 1)
@@ -101,6 +112,16 @@ class Gradients:
     def graph(self) -> LayerGraph:
         """The graph."""
         return self.lengths.graph
+
+    def placed(self, g: Back, value: str) -> Back | None:
+        """With the correlation of the gradient's own moments, where positions were moved."""
+        sizes = self.lengths.spots(value)
+        if sizes is None:
+            return None
+        if math.prod(sizes) <= 1:
+            return replace(g, alike=Pairs(sizes))
+        c = self.lengths.signal(value).grad_position_correlation
+        return None if c is None else replace(g, alike=Pairs(sizes, None, c))
 
     def _settle(self, value: str, parts: list[tuple[float, Back | None]], readers: int
                 ) -> Back | None:  # fmt: skip
@@ -116,6 +137,7 @@ class Gradients:
             law += LogLaw(a * a * forward.variance, a * forward.deficit, a**3 * forward.third)
         self.total[value] = law
         self.state[value] = g.gradient
+        self.pairs[value] = g.alike
         if readers > 1:
             self.chain.add(value, g.gradient)
             return replace(g, gradient=replace(
@@ -129,17 +151,17 @@ class Gradients:
             return None
         if len(parts) == 1:
             return parts[0][1]
-        width, alike = self.lengths.features(value), self.alike(value)
-        if width is None or alike is None:
+        width = self.lengths.features(value)
+        if width is None:
             return None
         total = sum(w for w, _ in parts)
         done: Fluctuation | None = None
-        follows = mixed = 0.0
+        follows = squared = 0.0
         for w, g in parts:
             assert g is not None
             share = w / total
             follows += share * g.follows
-            mixed += share * share
+            squared += share * share
             if done is None:
                 done = replace(g.gradient, law=g.gradient.own.mixed(share), fresh=0.0,
                                elasticity=share * g.gradient.elasticity)  # fmt: skip
@@ -148,26 +170,16 @@ class Gradients:
             done = Fluctuation(one.root, one.elasticity + share * two.elasticity,
                                one.own + two.own.mixed(share))  # fmt: skip
         assert done is not None
-        places, c = alike
-        cross = 2 * (1 - mixed) * over_pairs(places, 1.0, c * c) / width
+        alike = mixed([(g.alike, w) for w, g in parts if g is not None])
+        cross = 2 * (1 - squared) * alike.over(lambda c: c * c) / width
         return Back(replace(done, law=done.law + norm_law(cross), kurtosis=3.0,
-                            peak=3 / (width + 2)), follows)  # fmt: skip
+                            peak=3 / (width + 2)), alike, follows)  # fmt: skip
 
     def since(self, value: str, root: str) -> LogLaw | None:
         """The law of the squared gradient of a value over that of a later one, the output of a sum
         or a product."""
         f = self.chain.above.get(value) or self.state.get(value)
         return None if f is None else self.chain.since(f, root)
-
-    def alike(self, value: str | None) -> tuple[int, float] | None:
-        """(positions, their gradients' correlation); None where that is not known."""
-        places = self.lengths.size(value, "position")
-        if places is None:
-            return None
-        if places <= 1:
-            return 1, 1.0
-        c = self.lengths.signal(value).grad_position_correlation
-        return None if c is None else (places, c)
 
 
 Rule = Callable[[Gradients, Node, Back, int], "Back | None"]
@@ -187,22 +199,29 @@ def _rule(*ops: str) -> Callable[[Rule], Rule]:
 def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """χ²_n of the features that go in."""
     value = node.inputs[0]
-    count, alike, width = fans(node, at.graph), at.alike(value), at.lengths.features(value)
+    count, width = fans(node, at.graph), at.lengths.features(value)
     bias = bias_share(at.graph, at.lengths.signals, node)
-    if i != 0 or count is None or alike is None or width is None or bias is None:
+    if i != 0 or count is None or width is None or bias is None:
         return None
+    alike = g.alike
+    if node.op == "conv" and (windows := windows_of(at.graph, node)) is not None:
+        alike = scattered(alike, windows)
+    elif node.op != "linear" or alike.sizes != at.lengths.spots(value):
+        placed = at.placed(g, value or "")
+        if placed is None:
+            return None
+        alike = placed.alike
     parameter = at.graph.parameter(node.inputs[1])
     law = parameter.law if parameter is not None else None
     if law is None and node.inputs[1] not in at.graph.static:
         return None
-    places, c = alike
     taps = max(count.fan_out / count.width, 1.0)
     kurtosis = 3 + excess_of(law) * g.gradient.peak / taps
-    same = over_pairs(places, 1.0, c * c)
+    same = alike.over(lambda c: chance(c, count.fan_out))
     fresh, more = width / same, CERTAIN
     if law is not None and law.family == "orthogonal":
         whole = max(count.width, count.fan_in)
-        more = part_law(count.fan_in, whole) if places == 1 else norm_law(
+        more = part_law(count.fan_in, whole) if alike.places <= 1 else norm_law(
             2 * same * (1 / count.fan_in - 1 / whole))  # fmt: skip
         fresh = 0.0
     elif law is not None and not law.random:
@@ -212,13 +231,13 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         forward = at.lengths.alike(node.output)
         if forward is None:
             return None
-        z = normal_law(count.width / over_pairs(forward[0], 1.0, forward[1] ** 2))
+        z = normal_law(count.width / forward.over(lambda c: c * c))
         own = influence(a * a * z.variance)
     f = g.gradient
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        a * (1 - bias),
+        alike, a * (1 - bias),
     )  # fmt: skip
 
 
@@ -227,15 +246,14 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     phi = activation(node.op, node.attributes)
     x = at.lengths.signal(node.inputs[0])
     width, forward = at.lengths.features(node.inputs[0]), at.lengths.alike(node.inputs[0])
-    alike = at.alike(node.output)
-    if phi is None or x.mean is None or width is None or forward is None or alike is None:
+    if phi is None or x.mean is None or width is None or forward is None:
         return None
     variance = x.variance or 0.0
     m = phi.moments(x.mean, variance)
     if variance <= 0 or not m.slope > 0 or not math.isfinite(m.slope_fourth):
         return None
-    near = slopes_alike(phi, x.mean, variance, 1.0)
-    share = _shared(phi, x.mean, variance, forward, alike)
+    near = m.slope_fourth / m.slope**2
+    share = _shared(phi, x.mean, variance, forward, g.alike)
     f = g.gradient
     a, e, d = g.follows, length_elasticity(phi, x.mean, variance), 0.0
     if not phi.homogeneous:
@@ -250,22 +268,52 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own, 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        a * e + d,
+        _behind(phi, x.mean, variance, forward, g.alike), a * e + d,
     )  # fmt: skip
 
 
 def _shared(
-    phi: Activation, mean: float, variance: float, forward: tuple[int, float],
-    alike: tuple[int, float],
+    phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs
 ) -> float:  # fmt: skip
     """The mean over pairs of positions of (1 + 2c²)(μ − 1) over its value 3(μ(1) − 1) for one, with
     c the gradient's correlation and μ = E φ′²φ′²/(E φ′²)² of the pair."""
-    places, c = alike
-    whole = 3 * (slopes_alike(phi, mean, variance, 1.0) - 1)
+    series = _slope_series(phi, mean, variance)[1]
+    whole = 3 * (float(series.sum()) - 1)
     if whole <= 0:
         return 0.0
-    far = slopes_alike(phi, mean, variance, normal_correlation(forward[1], mean, variance))
-    return over_pairs(places, 1.0, (1 + 2 * c * c) * max(far - 1, 0.0) / whole)
+    z, c = _paired(forward, g)
+    mu = polyval(normal_correlations(z, mean, variance), series)
+    each = (1 + 2 * c * c) * np.maximum(mu - 1, 0.0) / whole
+    return (
+        Pairs(forward.sizes, each).over(lambda v: v) if forward.places > 1 else float(each.flat[0])
+    )
+
+
+def _behind(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> Pairs:
+    """How alike φ′·g is at two positions: c·E φ′φ′/E φ′²."""
+    if forward.places <= 1:
+        return g
+    z, c = _paired(forward, g)
+    series = _slope_series(phi, mean, variance)[0]
+    return Pairs(forward.sizes, c * polyval(normal_correlations(z, mean, variance), series))
+
+
+def _paired(forward: Pairs, g: Pairs) -> tuple[Floats, Floats]:
+    if forward.places <= 1:
+        return np.ones(1), np.ones(1)
+    return forward.full(), (g if g.sizes == forward.sizes else apart(forward.sizes)).full()
+
+
+@lru_cache(maxsize=4096)
+def _slope_series(phi: Activation, mean: float, variance: float) -> tuple[Floats, Floats]:
+    """Coefficients of c ↦ E φ′(u)φ′(v)/E φ′² and of c ↦ E φ′(u)²φ′(v)²/(E φ′²)²."""
+    m = phi.moments(mean, variance)
+    deviation = math.sqrt(variance)
+    kinks = phi.standard_kinks(mean, deviation)
+    one = hermite_coefficients(lambda z: phi.derivative(mean + deviation * z), kinks)
+    two = hermite_coefficients(lambda z: phi.derivative(mean + deviation * z) ** 2, kinks)
+    return (completed(one * one, m.slope) / m.slope,
+            completed(two * two, m.slope_fourth) / m.slope**2)  # fmt: skip
 
 
 def _masked(
@@ -292,13 +340,16 @@ def layer_shares(at: Gradients, node: Node, bend: Node | None) -> Shares | None:
         return None
     e, moved, common = z.elasticity, 0.0, 0.0
     law = z.own
-    back: Back | None = Back(Fluctuation())
+    arriving = at.pairs.get(bend.output if bend is not None else node.output)
+    if arriving is None:
+        return Shares(law, None, e)
+    back: Back | None = Back(Fluctuation(), arriving)
     if bend is not None:
         after = activated(lengths, bend, [z], bend.output)
         if after is None:
             return None
         e, law = after.elasticity, after.own
-        back = _activation(at, bend, Back(Fluctuation()), 0)
+        back = _activation(at, bend, Back(Fluctuation(), arriving), 0)
         phi = activation(bend.op, bend.attributes)
         x = lengths.signal(bend.inputs[0])
         width = lengths.features(bend.inputs[0])
@@ -308,26 +359,13 @@ def layer_shares(at: Gradients, node: Node, bend: Node | None) -> Shares | None:
             common = joint_moment(phi, x.mean, x.variance or 0.0) / width
             if back is not None:  # what φ′ owes to the length of z, which is new in this layer
                 own = back.gradient.own + influence(2 * d * d / width)
-                back = Back(replace(back.gradient, law=own, fresh=0.0))
+                back = replace(back, gradient=replace(back.gradient, law=own, fresh=0.0))
     back = _affine(at, node, replace(back, follows=0.0), 0) if back is not None else None
     gradient = back.gradient.own if back is not None else None
     if gradient is not None and common:
         limit = math.sqrt(law.variance * gradient.variance)
         common = min(max(common, -limit), limit)
     return Shares(law, gradient, e, moved, common)
-
-
-@lru_cache(maxsize=4096)
-def slopes_alike(phi: Activation, mean: float, variance: float, c: float) -> float:
-    """E φ′(u)²φ′(v)²/(E φ′²)² of two pre-activations with a correlation coefficient."""
-    m = phi.moments(mean, variance)
-    if c >= 1.0:
-        return m.slope_fourth / m.slope**2
-    deviation = math.sqrt(variance)
-    series = hermite_coefficients(
-        lambda z: phi.derivative(mean + deviation * z) ** 2, phi.standard_kinks(mean, deviation)
-    )
-    return pair_expectation(series, m.slope_fourth, c) / m.slope**2
 
 
 @_rule("glu")
@@ -344,7 +382,7 @@ def _glu(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     assert sigmoid is not None
     e = 1 + length_elasticity(sigmoid, 0.0, x.second_moment)
     return Back(Fluctuation(f.root, f.elasticity, f.own + law, 0.0, f.kurtosis * ratio,
-                            f.kurtosis * ratio / width), a * e + d)  # fmt: skip
+                            f.kurtosis * ratio / width), g.alike, a * e + d)  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -376,16 +414,18 @@ def _norm(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
 
 @_rule("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "neg", "tile",
        "channel_shuffle", "depth_to_space", "space_to_depth", "pad", "resize", "avg_pool",
-       "adaptive_avg_pool", "max_pool", "adaptive_max_pool", "add", "sub")  # fmt: skip
+       "max_pool", "adaptive_max_pool", "add", "sub")  # fmt: skip
 def _passed(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """The same elements, or copies of them."""
     return g
 
 
-@_rule("reduce_mean", "reduce_sum")
+@_rule("reduce_mean", "reduce_sum", "adaptive_avg_pool")
 def _reduced(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """Every element gets what its mean got; over positions only."""
-    before = at.lengths.features(node.inputs[0])
+    before, sizes = at.lengths.features(node.inputs[0]), at.lengths.spots(node.inputs[0])
+    if sizes is not None and g.alike.places <= 1:
+        g = replace(g, alike=alike(sizes))
     return g if before is not None and before == at.lengths.features(node.output) else None
 
 
@@ -398,13 +438,13 @@ def _part(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
 @_rule("concat")
 def _concat(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """A part of the features."""
-    alike, f = at.alike(node.output), g.gradient
+    f = g.gradient
     part, whole = at.lengths.features(node.inputs[i]), at.lengths.features(node.output)
-    if alike is None or part is None or whole is None:
+    if part is None or whole is None:
         return None
     if part >= whole:
         return g
-    same = over_pairs(alike[0], 1.0, alike[1] ** 2)
+    same = g.alike.over(lambda c: c * c)
     law = f.own + norm_law(2 * same * (1 / part - 1 / whole))
     return replace(g, gradient=replace(f, law=law, fresh=0.0, peak=f.peak * whole / part))
 
@@ -433,15 +473,15 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     if node.op == "div" or len(live) != 2:
         return None
     value, other = node.inputs[i], node.inputs[1 - i]
-    width, alike = at.lengths.features(node.output), at.alike(node.output)
+    width = at.lengths.features(node.output)
     mine, b = (at.lengths.state.get(v or "") for v in (value, other))
-    if width is None or alike is None or mine is None or b is None:
+    if width is None or mine is None or b is None:
         return None
     mine, b = at.lengths.chain.meet(mine, b)
     f = g.gradient
-    same = over_pairs(alike[0], 1.0, alike[1] ** 2)
+    same = g.alike.over(lambda c: c * c)
     law = f.own + b.own + norm_law((f.kurtosis - 1) * (b.kurtosis - 1) * same / width)
     ratio = b.elasticity / mine.elasticity if abs(mine.elasticity) > 1e-6 else 0.0
     kurtosis = f.kurtosis * b.kurtosis
     return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
-                g.follows + ratio)  # fmt: skip
+                g.alike, g.follows + ratio)  # fmt: skip
