@@ -7,8 +7,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special, stats
 
 from archlint.signal.analysis import analyse
+from archlint.signal.spread import variance_of_log
 from tests.papers.networks import HE_NORMAL, Floats, stack_graph
 
 INPUTS, OUTPUTS = 8, 6
@@ -80,20 +82,18 @@ def test_columns_and_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_spread_of_the_gradient(name: str) -> None:
-    """Var ln of a column's squared norm before the last layer: the engine's β of the gradient."""
+    """Var ln of a row's squared norm, the gradient of one output: ψ₁(n₀/2) and every hidden
+    layer's exact share; the engine's at the input."""
     widths = ARCHITECTURES[name]
     rng = np.random.default_rng(3)
     draws = 3000
-    u = np.broadcast_to(np.eye(INPUTS)[0], (draws, INPUTS))
-    x = np.broadcast_to(rng.standard_normal(INPUTS), (draws, INPUTS))
-    for n, m in zip([INPUTS, *widths], widths, strict=False):
-        weight = HE_NORMAL.draw(rng, draws, n, m)
-        z = np.matmul(weight, x[:, :, None])[:, :, 0]
-        x = np.maximum(z, 0.0)
-        u = np.matmul(weight, u[:, :, None])[:, :, 0] * (z > 0)
-    squares = np.square(u).sum(axis=1)
+    z = _jacobians(rng, widths, 0.0, draws)
+    squares = np.square(z[:, 0]).sum(axis=1)
     logs = np.log(squares[squares > 0])
-    (segment,) = analyse(stack_graph([INPUTS, *widths], output=OUTPUTS)).segments
-    beta = segment.grad_spread
+    graph = stack_graph([INPUTS, *widths], output=1)
+    beta = analyse(graph).signals[graph.inputs[0]].grad_spread
     assert beta is not None
-    assert abs(logs.var() - beta) <= 4 * beta * math.sqrt(2.5 / logs.size)
+    exact = float(special.polygamma(1, INPUTS / 2)) + sum(variance_of_log(n) for n in widths)
+    assert beta == pytest.approx(exact, rel=1e-9)
+    error = logs.var() * math.sqrt((stats.kurtosis(logs, fisher=False) - 1) / logs.size)
+    assert abs(logs.var() - beta) <= 4 * error
