@@ -20,7 +20,7 @@ import numpy as np
 
 from archlint.signal.gaussian import Floats
 
-REACH = 15  # R
+REACH = 7  # R
 
 
 @dataclass(frozen=True, slots=True)
