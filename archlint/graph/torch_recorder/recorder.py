@@ -35,6 +35,7 @@ from archlint.graph.sites import calling_site, constructor_site, origin_of
 from archlint.graph.torch_recorder.kernels import SHAPES, spare_kernels
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.replay import Place, replay, tells_places
+from archlint.graph.torch_recorder.results import Results
 
 Device = Literal["meta", "cpu"]
 
@@ -273,6 +274,22 @@ def _walk(path: str, tree: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
         yield from _walk(f"{path}.{key}" if path else str(key), part, seen)
 
 
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among a call's arguments, in order."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) is tuple or type(value) is list:
+            found += _tensors(value, {})
+        elif not isinstance(value, _SCALARS):
+            found += [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+    return found
+
+
+_SCALARS = (int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+
+
 def _is_name(text: str) -> bool:
     return text.isidentifier()
 
@@ -306,6 +323,7 @@ class Recorder(TorchFunctionMode):
         self.bodies: dict[int, dict[str, Any]] = {}
         self.entered: list[Any] = []
         self.unhooked: dict[Any, Callable[..., Any]] = {}
+        self.results = Results()
 
     # ------------------------------------------------------------------ tensors and nodes
 
@@ -460,7 +478,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every call of its API."""
         kwargs = kwargs or {}
-        if self.inside:
+        if self.inside or (func in _QUESTIONS and len(args) and id(args[0]) in self.node_of):
             return func(*args, **kwargs)
         if torch._C._functorch.maybe_current_level() is not None:
             # under vmap and the like tensors are wrapped: the dispatcher sees what they hold
@@ -514,14 +532,14 @@ class Recorder(TorchFunctionMode):
             return self._execute(func, args, kwargs)
         if short in _SIZED and self.device == "meta":
             args, kwargs = self._sizes(args, kwargs)
-        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        leaves = _tensors(args, kwargs)
         if short in _FROM_DATA:
             return self._from_data(func, short, args, kwargs, leaves)
         result, known = self._compute(func, name, args, kwargs, leaves)
         in_place = (
             name.in_place or kwargs.get("out") is not None or bool(kwargs.get("inplace") is True)
         )
-        produced = [t for _, t in tensors_in(result)]
+        produced = [result] if isinstance(result, Tensor) else [t for _, t in tensors_in(result)]
         own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
         if not in_place and all(id(t) in own for t in produced):
             return result  # nothing new: a size, a flag, or the argument itself
@@ -552,12 +570,14 @@ class Recorder(TorchFunctionMode):
             self.keep(args[0], node)
 
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if self.device == "meta":
+        if self.device == "cpu":
+            return self._execute_plain(func, args, kwargs)
+        if any(t.device.type != "meta" for t in _tensors(args, kwargs)):
             args, kwargs = pytree.tree_map_only(Tensor, self.twin, (args, kwargs))
-            func = SHAPES.get(getattr(func, "__name__", ""), func)
+        func = SHAPES.get(getattr(func, "__name__", ""), func)
         self.inside = True
         try:
-            return func(*args, **kwargs)
+            return self.results.of(func, args, kwargs)
         finally:
             self.inside = False
 
@@ -670,7 +690,7 @@ class Recorder(TorchFunctionMode):
 
     def _read(self, func: Any, short: str, args: Any, kwargs: Any) -> Any:
         """A number out of tensors: known, or dependent on data."""
-        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        leaves = _tensors(args, kwargs)
         if self.device == "cpu":
             return self._execute(func, args, kwargs)
         if short in ("float", "int", "bool", "long") and func in _CASTS:
@@ -690,7 +710,7 @@ class Recorder(TorchFunctionMode):
 
     def call_plain(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
         """A call without any special meaning."""
-        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        leaves = _tensors(args, kwargs)
         result, known = self._compute(func, name, args, kwargs, leaves)
         own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
         if isinstance(result, Tensor) and id(result) not in own:
@@ -747,7 +767,7 @@ class Recorder(TorchFunctionMode):
 
     def call_plain_tree(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
         """As :meth:`call_plain` for results of any form."""
-        leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        leaves = _tensors(args, kwargs)
         if not leaves:
             return self._execute(func, args, kwargs)
         if self.device == "meta" and not any(t.device.type == "meta" for t in leaves):
@@ -803,6 +823,10 @@ class Recorder(TorchFunctionMode):
 class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Catches what reaches the dispatcher without a call of torch's Python API."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs more than a call
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
@@ -814,6 +838,14 @@ class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch._C.DisableTorchFunction():
             return self.recorder.dispatched(func, args, kwargs or {})
 
+
+# What is asked of a tensor and needs no recording. Methods and the getters of properties.
+_QUESTIONS = frozenset(
+    (
+        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "layout")),
+        *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_floating_point),
+    )
+)
 
 _MEDIANS = {"rand": 0.5, "randn": 0.0}
 _CHANGING = frozenset(("running_mean", "running_var", "num_batches_tracked"))
