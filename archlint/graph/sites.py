@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from archlint.finding import Site
 
@@ -52,10 +52,37 @@ def origin_of(filename: str) -> str:
     return "torch" if f"{os.sep}torch{os.sep}" in path else "library"
 
 
-@lru_cache(maxsize=65536)
-def _position(code: CodeType, filename: str, table: bytes, instruction: int) -> Site:
-    # `filename` and `table` are part of the key: functions that are alike in two files, or before
-    # and after an edit, are equal as code
+class CodeFacts(NamedTuple):
+    """What is known of a code object: whose it is, and whether a frame of it is shown where there
+    is none of the user's. ``code`` keeps the object alive, so that its id stays its own."""
+
+    origin: str
+    shown: bool
+    code: CodeType
+
+
+# By identity: equality of code compares all constants, and is blind to file and lines.
+_FACTS: dict[int, CodeFacts] = {}
+_POSITIONS: dict[tuple[int, int], Site] = {}
+_MANY = 1 << 16
+
+
+def facts_of(code: CodeType) -> CodeFacts:
+    """What is known of a code object, found out once."""
+    found = _FACTS.get(id(code))
+    if found is None:
+        if len(_FACTS) >= _MANY:  # code that is made anew all the time, in a long session
+            _FACTS.clear()
+            _POSITIONS.clear()
+        file = code.co_filename
+        origin = origin_of(file)
+        found = CodeFacts(origin, origin == "library" and not is_standard(file), code)
+        _FACTS[id(code)] = found
+    return found
+
+
+def _position(code: CodeType, instruction: int) -> Site:
+    filename = code.co_filename
     found = next(islice(code.co_positions(), instruction // 2, None), None)
     line, end_line, column, end_column = found if found is not None else (None,) * 4
     if line is None:
@@ -84,8 +111,11 @@ def characters(filename: str, line: int | None, byte: int | None) -> int | None:
 
 def site_of(frame: FrameType) -> Site:
     """The place where a frame is: file, line and columns of the instruction it is at."""
-    code = frame.f_code
-    return _position(code, code.co_filename, code.co_linetable, frame.f_lasti)
+    code, instruction = facts_of(frame.f_code).code, frame.f_lasti
+    found = _POSITIONS.get((id(code), instruction))
+    if found is None:
+        found = _POSITIONS[id(code), instruction] = _position(code, instruction)
+    return found
 
 
 def calling_site(frame: FrameType | None, stop: FrameType | None = None) -> Site | None:
@@ -96,10 +126,11 @@ def calling_site(frame: FrameType | None, stop: FrameType | None = None) -> Site
     """
     spare: FrameType | None = None
     while frame is not None and frame is not stop:
-        origin = origin_of(frame.f_code.co_filename)
-        if origin == "user":
+        code = frame.f_code
+        facts = _FACTS.get(id(code)) or facts_of(code)
+        if facts.origin == "user":
             return site_of(frame)
-        if origin == "library" and spare is None and not is_standard(frame.f_code.co_filename):
+        if spare is None and facts.shown:
             spare = frame
         frame = frame.f_back
     return site_of(spare) if spare is not None else None

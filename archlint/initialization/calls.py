@@ -8,10 +8,10 @@ import os
 import sys
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from archlint.finding import Site
-from archlint.graph.sites import calling_site, origin_of
+from archlint.graph.sites import calling_site, facts_of, site_of
 from archlint.initialization.contents import Event
 
 _RESETS = frozenset(("reset_parameters", "_reset_parameters"))
@@ -22,21 +22,29 @@ def event(stop: FrameType | None, text: str, initialiser: bool, named: bool = Tr
     """The call that runs now. ``text`` is the operation itself; an initializer function above it
     gives its own name, unless ``named`` is off."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and origin_of(frame.f_code.co_filename) == "none":
+    while frame is not None and facts_of(frame.f_code).origin == "none":
         frame = frame.f_back
-    site = calling_site(frame, stop)
+    # the site is calling_site's, found on the same way
+    site: Site | None = None
+    spare: FrameType | None = None
     default = False
     function: FrameType | None = None
     while frame is not None and frame is not stop:
         code = frame.f_code
-        origin = origin_of(code.co_filename)
-        if code.co_name in _RESETS or (origin == "torch" and code.co_name == "__init__"):
-            default = default or origin in ("torch", "library")
-        if named and _is_initializer(code):
+        role = _ROLES.get(id(code)) or _role_of(code)
+        default = default or role.default
+        if role.initializer:
             function = frame
-        if origin == "user":
+        if role.user:
+            site = site_of(frame)
             break
+        if spare is None and role.shown:
+            spare = frame
         frame = frame.f_back
+    if site is None and spare is not None:
+        site = site_of(spare)
+    if not named:
+        function = None
     if function is not None:
         text = _written(function)
     return Event(text, site, default, initialiser)
@@ -52,7 +60,31 @@ def copying_site(stop: FrameType | None) -> Site | None:
     return None
 
 
-@lru_cache(maxsize=4096)
+class _Role(NamedTuple):
+    """What a frame of some code means for the call at hand."""
+
+    user: bool
+    shown: bool
+    default: bool  # a layer's own way to fill its parameters
+    initializer: bool
+    code: CodeType  # kept alive, so that its id stays its own
+
+
+_ROLES: dict[int, _Role] = {}
+_MANY = 1 << 16
+
+
+def _role_of(code: CodeType) -> _Role:
+    facts = facts_of(code)
+    own = code.co_name in _RESETS or (facts.origin == "torch" and code.co_name == "__init__")
+    default = own and facts.origin in ("torch", "library")
+    found = _Role(facts.origin == "user", facts.shown, default, _is_initializer(code), code)
+    if len(_ROLES) >= _MANY:
+        _ROLES.clear()
+    _ROLES[id(code)] = found
+    return found
+
+
 def _is_initializer(code: CodeType) -> bool:
     """Whether a function is called like one of ``torch.nn.init`` and takes a tensor first."""
     name = code.co_name
@@ -68,7 +100,8 @@ def _written(frame: FrameType) -> str:
     """``kaiming_normal_(nonlinearity="relu")``: the call of a frame without its defaults."""
     code = frame.f_code
     function = frame.f_globals.get(code.co_name)
-    values = {name: frame.f_locals.get(name) for name in code.co_varnames[1 : code.co_argcount]}
+    local = frame.f_locals  # gathered anew at every access
+    values = {name: local.get(name) for name in code.co_varnames[1 : code.co_argcount]}
     return call_text(code.co_name, values, function)
 
 

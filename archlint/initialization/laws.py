@@ -98,6 +98,12 @@ class Law:
         """Whether it is one known number."""
         return self.family in ("constant", "zeros", "ones")
 
+    @property
+    def apart_from_draw(self) -> Hashable:
+        """What tells it from other laws, but for the numbers drawn."""
+        return (self.family, self.form, self.location, self.scale, self.cut, id(self.grid),
+                self.raw, self.symmetric, self.exact, self.count, self.why)  # fmt: skip
+
     def values(self) -> Grid | None:
         """The values on the nodes of the draw; None where it is no function of one number."""
         if self.grid is not None or self.draw is None or self.form == "other":

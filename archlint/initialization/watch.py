@@ -10,7 +10,7 @@ not understood gives contents of unknown law.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from archlint.graph.torch_recorder.results import Results, tensors_of
 from archlint.initialization import calls
 from archlint.initialization.contents import (
     LABELS,
@@ -135,6 +136,8 @@ class Watcher:
         self.paused = False
         self.unallocated = 0  # elements that were left on meta
         self._storages: dict[int, tuple[StorageWeakRef, Storage]] = {}
+        self._results = Results(modes=0)
+        self._laws: dict[Any, tuple[Law, Sequence[Law]]] = {}
 
     # ------------------------------------------------------------------ storages
 
@@ -211,11 +214,30 @@ class Watcher:
         """The call that runs now."""
         return calls.event(self.stop, text, initialiser, named)
 
+    def combined(
+        self, known: Hashable, function: Callable[..., Grid], name: str, laws: Sequence[Law]
+    ) -> Law:
+        """:func:`combine`, worked out once for laws that differ in their draw alone. ``known``
+        tells the function."""
+        drawn = [law for law in laws if law.draw is not None]
+        if len(drawn) > 1 or not all(law.known for law in laws):
+            return combine(function, name, laws)
+        draw = drawn[0].draw if drawn else None
+        key = (known, *[law.apart_from_draw for law in laws])
+        found = self._laws.get(key)
+        if found is None:
+            law = combine(function, name, laws)
+            if law.draw is None or law.draw is draw:
+                self._laws[key] = law, laws  # the arrays of these laws are known by identity
+            return law
+        law = found[0]
+        return law if law.draw is None else replace(law, draw=draw)
+
     # ------------------------------------------------------------------ execution
 
     def execute(self, call: Call) -> Any:
         """Run a call: for real where all elements are there, else on meta."""
-        tensors = [t for t in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor)]
+        tensors = tensors_of(call.args, call.kwargs)
         kwargs = {k: v for k, v in call.kwargs.items() if k not in ("device", "pin_memory")}
         if all(self.has_elements(t) for t in tensors) and self._fits(call, tensors, kwargs):
             return call.func(*call.args, **kwargs)
@@ -229,8 +251,10 @@ class Watcher:
                 self.known(t).stale = True
                 self.known(t).real = False
             return written[0]
-        args, kwargs = pytree.tree_map_only(Tensor, _on_meta, (call.args, kwargs))
-        return call.func(*args, **kwargs)
+        args = call.args
+        if any(t.device.type != "meta" for t in tensors):
+            args, kwargs = pytree.tree_map_only(Tensor, _on_meta, (args, kwargs))
+        return self._results.of(call.func, args, kwargs)
 
     @staticmethod
     def _written(call: Call) -> list[Any]:
@@ -252,10 +276,10 @@ class Watcher:
 
     def dispatched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the dispatcher."""
+        if self.paused:
+            return self._results.of(func, args, kwargs)
         op = operator(func)
         call = Call(func, op, args, kwargs)
-        if self.paused:
-            return func(*args, **kwargs)
         if op.name in _FACTORIES:
             return _made(self, call)
         if op.name == "set_":  # the storage is exchanged, and with it what is known
@@ -265,7 +289,7 @@ class Watcher:
             if op.name == "lift_fresh" and self.storage(result) is None:
                 self.file(result, lambda: Piece(None, self.event("tensor")))
             return result
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = tensors_of(args, kwargs)
         if all(self.is_real(t) for t in tensors) and not op.seeded:
             return self._computed(call)
         handler = _HANDLERS.get(op.name)
@@ -298,8 +322,8 @@ class Watcher:
     def file(self, result: Any, piece: Callable[[], Piece]) -> None:
         """Say what new tensors hold."""
         made: Piece | None = None
-        for tensor in pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+        for tensor in tensors_of((result,), None):
+            if tensor.layout is torch.strided:
                 made = made or piece()
                 here = tensor.device.type != "meta"
                 if made.law is None and not here:
@@ -745,13 +769,21 @@ def _elementwise(watcher: Watcher, call: Call) -> Any:
     kwargs = {k: v for k, v in call.kwargs.items() if k not in ("out", "device", "generator")}
     template, keywords = pytree.tree_map(collect, (call.args, kwargs))
     function = _replayed(call.func, op, template, keywords)
+    known = (call.func, _frozen(template), _frozen(keywords))
     contents = [watcher.content(t) for t in operands]
     shape = torch.broadcast_shapes(*(t.shape for t in operands))  # type: ignore[no-untyped-call]
     same_shape = all(t.shape == shape for t in operands)
     in_place = bool(op.written)
-    result = watcher.execute(call)
+    if in_place and _keeps_shape(call, operands):
+        result: Any = call.target
+    else:
+        result = watcher.execute(call)
     event = watcher.event(op.name, in_place)
-    content = _combined(function, op.name, contents, operands, shape, same_shape)
+
+    def combined(laws: Sequence[Law]) -> Law:
+        return watcher.combined(known, function, op.name, laws)
+
+    content = _combined(combined, op.name, contents, operands, shape, same_shape)
     text = next((p.event.text for c in contents for p in c.pieces if p.law and p.law.random), "")
 
     def label(piece: Piece) -> Piece:
@@ -769,9 +801,30 @@ def _elementwise(watcher: Watcher, call: Call) -> Any:
     return result
 
 
+def _keeps_shape(call: Call, operands: Sequence[Tensor]) -> bool:
+    """Whether there is nothing to compute: a tensor on meta and numbers, in place."""
+    numbers = [v for v in (*call.args[1:], *call.kwargs.values()) if isinstance(v, int | float)]
+    return (
+        len(operands) == 1
+        and call.target.device.type == "meta"
+        and call.target.is_floating_point()
+        and len(numbers) == len(call.args) - 1 + len(call.kwargs)
+        and (bool(numbers) or not call.func._schema.arguments[1:])
+    )
+
+
 @dataclass(frozen=True)
 class _Place:
     index: int
+
+
+def _frozen(tree: Any) -> Any:
+    """Arguments as a key. Numbers of different types compute differently."""
+    if isinstance(tree, tuple | list):
+        return (type(tree), *[_frozen(part) for part in tree])
+    if isinstance(tree, dict):
+        return tuple((key, _frozen(part)) for key, part in tree.items())
+    return (type(tree), tree)
 
 
 def _replayed(func: Any, op: Operator, template: Any, keywords: Any) -> Callable[..., Grid]:
@@ -805,7 +858,7 @@ def _replayed(func: Any, op: Operator, template: Any, keywords: Any) -> Callable
 
 
 def _combined(
-    function: Callable[..., Grid],
+    function: Callable[[Sequence[Law]], Law],
     name: str,
     contents: Sequence[Content],
     operands: Sequence[Tensor],
@@ -820,7 +873,7 @@ def _combined(
     if shared and not same_shape:
         return one(Piece(unknown(f"{name} of a tensor with itself"), Event()))
     if not several:
-        law = combine(function, name, [law or unknown(name) for law in laws])
+        law = function([law or unknown(name) for law in laws])
         repeated = any(
             law is not None and law.random and tensor.shape != shape
             for law, tensor in zip(laws, operands, strict=True)
@@ -836,7 +889,7 @@ def _combined(
 
     def part(piece: Piece) -> Piece:
         given = [law if law is not None else (piece.law or unknown(name)) for law in laws]
-        return replace(piece, law=combine(function, name, given))
+        return replace(piece, law=function(given))
 
     return contents[i].mapped(part)
 
@@ -919,6 +972,10 @@ def _opaque(watcher: Watcher, call: Call) -> Any:
 
 class Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The mode that hands every operator to a watcher."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs more than a call
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

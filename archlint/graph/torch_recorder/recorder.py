@@ -35,7 +35,7 @@ from archlint.graph.sites import calling_site, constructor_site, origin_of
 from archlint.graph.torch_recorder.kernels import SHAPES, spare_kernels
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.replay import Place, replay, tells_places
-from archlint.graph.torch_recorder.results import Results
+from archlint.graph.torch_recorder.results import Results, tensors_of
 
 Device = Literal["meta", "cpu"]
 
@@ -274,22 +274,6 @@ def _walk(path: str, tree: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
         yield from _walk(f"{path}.{key}" if path else str(key), part, seen)
 
 
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors among a call's arguments, in order."""
-    found: list[Tensor] = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif type(value) is tuple or type(value) is list:
-            found += _tensors(value, {})
-        elif not isinstance(value, _SCALARS):
-            found += [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
-    return found
-
-
-_SCALARS = (int, float, str, type(None), torch.dtype, torch.device, torch.Size)
-
-
 def _is_name(text: str) -> bool:
     return text.isidentifier()
 
@@ -323,7 +307,7 @@ class Recorder(TorchFunctionMode):
         self.bodies: dict[int, dict[str, Any]] = {}
         self.entered: list[Any] = []
         self.unhooked: dict[Any, Callable[..., Any]] = {}
-        self.results = Results()
+        self.results = Results(modes=1)
 
     # ------------------------------------------------------------------ tensors and nodes
 
@@ -532,7 +516,7 @@ class Recorder(TorchFunctionMode):
             return self._execute(func, args, kwargs)
         if short in _SIZED and self.device == "meta":
             args, kwargs = self._sizes(args, kwargs)
-        leaves = _tensors(args, kwargs)
+        leaves = tensors_of(args, kwargs)
         if short in _FROM_DATA:
             return self._from_data(func, short, args, kwargs, leaves)
         result, known = self._compute(func, name, args, kwargs, leaves)
@@ -572,7 +556,7 @@ class Recorder(TorchFunctionMode):
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.device == "cpu":
             return self._execute_plain(func, args, kwargs)
-        if any(t.device.type != "meta" for t in _tensors(args, kwargs)):
+        if any(t.device.type != "meta" for t in tensors_of(args, kwargs)):
             args, kwargs = pytree.tree_map_only(Tensor, self.twin, (args, kwargs))
         func = SHAPES.get(getattr(func, "__name__", ""), func)
         self.inside = True
@@ -690,7 +674,7 @@ class Recorder(TorchFunctionMode):
 
     def _read(self, func: Any, short: str, args: Any, kwargs: Any) -> Any:
         """A number out of tensors: known, or dependent on data."""
-        leaves = _tensors(args, kwargs)
+        leaves = tensors_of(args, kwargs)
         if self.device == "cpu":
             return self._execute(func, args, kwargs)
         if short in ("float", "int", "bool", "long") and func in _CASTS:
@@ -710,7 +694,7 @@ class Recorder(TorchFunctionMode):
 
     def call_plain(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
         """A call without any special meaning."""
-        leaves = _tensors(args, kwargs)
+        leaves = tensors_of(args, kwargs)
         result, known = self._compute(func, name, args, kwargs, leaves)
         own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
         if isinstance(result, Tensor) and id(result) not in own:
@@ -767,7 +751,7 @@ class Recorder(TorchFunctionMode):
 
     def call_plain_tree(self, func: Any, name: Name, args: Any, kwargs: Any) -> Any:
         """As :meth:`call_plain` for results of any form."""
-        leaves = _tensors(args, kwargs)
+        leaves = tensors_of(args, kwargs)
         if not leaves:
             return self._execute(func, args, kwargs)
         if self.device == "meta" and not any(t.device.type == "meta" for t in leaves):

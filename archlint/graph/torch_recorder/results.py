@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from archlint.graph.torch_recorder.names import name_of
@@ -30,16 +32,18 @@ class _Unfit(Exception):
 
 
 class Results:
-    """The results of one recording's calls on meta."""
+    """The results of calls on meta. ``modes`` dispatch modes are the caller's own and are passed
+    by: none where it is called by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, modes: int) -> None:
+        self._modes = modes
         self._plans: dict[Any, Any] = {}
 
     def of(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What ``func(*args, **kwargs)`` gives; all tensors are on meta."""
         if (
-            torch._C._len_torch_dispatch_stack() > 1
-            or torch.is_grad_enabled()
+            torch._C._len_torch_dispatch_stack() > self._modes
+            or (self._modes and torch.is_grad_enabled())
             or torch._C._is_any_autocast_enabled()
             or torch.is_inference_mode_enabled()
         ):  # what else the result depends on
@@ -55,7 +59,7 @@ class Results:
             plan = self._plans.get(key)
         except (_Unfit, TypeError):
             return func(*args, **kwargs)
-        with torch._C._DisableTorchDispatch():  # no tensor has one, and the only mode is ours
+        with torch._C._DisableTorchDispatch():  # no tensor here has one of its own
             if plan is not None:
                 return _carried_out(plan, tensors)
             spec = _told(func, args, kwargs, tensors)
@@ -69,6 +73,22 @@ class Results:
                 if plan is not None:
                     self._plans[key] = plan
             return result
+
+
+def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors among a call's arguments, in order."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) is tuple or type(value) is list:
+            found += tensors_of(value, None)
+        elif not isinstance(value, _SCALARS):
+            found += [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+    return found
+
+
+_SCALARS = (int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
 def _spec(tensor: Tensor) -> Spec:
@@ -100,11 +120,11 @@ def _key(tree: Any, tensors: list[Tensor]) -> Any:
 def _plan_of(result: Any, tensors: list[Tensor]) -> Any:
     """How to make a result again: the number of an argument, the form of a new tensor, or several
     of them; None for views and for what is no tensor."""
+    for i, tensor in enumerate(tensors):
+        if tensor is result:
+            return i
     kind = type(result)
     if kind is Tensor:
-        for i, tensor in enumerate(tensors):
-            if tensor is result:
-                return i
         if result.device.type != "meta" or result.layout is not torch.strided:
             return None
         if result.dtype in _COMPLEX or result.storage_offset() or result._is_view():
@@ -137,8 +157,10 @@ def _told(
     func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], tensors: list[Tensor]
 ) -> Spec | None:
     """The result's form where one of the rules below tells it."""
-    name = name_of(func)
-    rule = None if name.in_place else _RULES.get(name.name)
+    rule = _FUNCTIONS.get(func)
+    if rule is None:
+        name = name_of(func)
+        rule = None if name.in_place else _RULES.get(name.name)
     if rule is None or not tensors or not args or type(args[0]) not in (*_PLAIN, int, float):
         return None
     dtype = tensors[0].dtype
@@ -168,20 +190,21 @@ Shape = tuple[int, ...]
 
 
 def _same(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
-    """An elementwise function of one tensor, not in place."""
-    if len(args) > 1 or any(_HARMLESS.get(k, ()) != v for k, v in kwargs.items()):
-        return None
-    return tuple(args[0].shape)
+    """An elementwise function of one tensor."""
+    return None if kwargs or len(args) > 1 else tuple(args[0].shape)
 
 
-_HARMLESS = {"inplace": False, "approximate": "none"}
+def _same_or_in_place(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
+    """The same, said not to be in place."""
+    return _same(args, {k: v for k, v in kwargs.items() if k != "inplace" or v is not False})
 
 
-def _slope(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
+def _sloped(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
     """The same with a number."""
     if len(args) > 1 and type(args[1]) not in (int, float):
         return None
-    return _same(args[:1], {k: v for k, v in kwargs.items() if k not in ("alpha", "negative_slope")})
+    rest = {k: v for k, v in kwargs.items() if k not in ("alpha", "negative_slope")}
+    return _same_or_in_place(args[:1], rest) if len(args) < 3 else None
 
 
 def _two(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
@@ -255,12 +278,14 @@ def _dropout(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
 
 _RULES: dict[str, Callable[[Any, Mapping[str, Any]], Shape | None]] = {
     **dict.fromkeys(
-        ("relu", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid",
-         "exp", "sqrt", "rsqrt", "abs", "neg", "erf", "sin", "cos"), _same),
-    **dict.fromkeys(("elu", "leaky_relu"), _slope),
+        ("relu", "gelu", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "abs", "neg", "erf", "sin",
+         "cos"), _same),
     **dict.fromkeys(("add", "sub", "mul", "div"), _two),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     "linear": _linear,
     "dropout": _dropout,
 }  # fmt: skip
+_FUNCTIONS: dict[Any, Callable[[Any, Mapping[str, Any]], Shape | None]] = dict.fromkeys(
+    (F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid), _same_or_in_place
+) | dict.fromkeys((F.elu, F.leaky_relu), _sloped)
