@@ -59,8 +59,10 @@ class ContractionScale(Rule):
 
     ## How it is computed
     gain = E w² times the number of products an output sums (in1·in2 for a bilinear layer), on
-    inputs of unit second moment. A finding needs |log₁₀ gain| > 1. Tables that are looked up or
-    added are no contractions; before a normalisation or a softmax the scale is another rule's.
+    inputs of unit second moment. A finding needs |log₁₀ gain| > 1, and a predicted second moment
+    after it that is as far from one: weights may make up for a small input. Tables that are looked
+    up or added are no contractions; before a normalisation or a softmax the scale is another
+    rule's.
 
     ## What would confirm it
     The second moment of the output over those of the inputs.
@@ -98,10 +100,17 @@ class ContractionScale(Rule):
                 yield NotApplicable("what follows takes the scale out", where)
             elif abs(math.log10(gain)) <= self.options.decades:
                 yield NotApplicable(f"its gain is {number(gain)}", where)
+            elif (made := self._made(analysis, w)) is not None:
+                yield NotApplicable(f"the second moment after it is {number(made)}", where)
             else:
                 found.append((w, gain))
         if found:
             yield self._report(analysis, found)
+
+    def _made(self, analysis: Analysis, w: Weighted) -> float | None:
+        """The second moment of what a contraction makes, if it is an ordinary one all the same."""
+        made = analysis.signal(w.node.output).second_moment
+        return made if made and abs(math.log10(made)) <= self.options.decades else None
 
     def _report(self, analysis: Analysis, found: list[tuple[Weighted, float]]) -> Finding:
         first, gain = max(found, key=lambda item: abs(math.log10(item[1])))

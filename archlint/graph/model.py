@@ -100,7 +100,8 @@ class Parameter:
     see :func:`archlint.graph.fans.fans`. ``site`` is the line that decided the law.
     ``clone_of`` names the parameter that this one was copied from (equal values, own storage);
     ``shared`` says that other parameters were made of the same random numbers. ``overwritten`` are
-    initializers that a later one made useless.
+    initializers that a later one made useless. ``flaw`` says which elements are NaN or infinite
+    where an array holds some that are no mask.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Parameter:
     load: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
     shared: bool = False
     overwritten: tuple[Overwritten, ...] = ()
+    flaw: str = ""
 
 
 @dataclass(frozen=True, slots=True)

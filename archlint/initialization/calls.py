@@ -131,6 +131,8 @@ def literal(value: float | str | bool) -> str:
         return f'"{value}"'
     if isinstance(value, bool | int) or value == 0:
         return f"{value:g}" if isinstance(value, float) else str(value)
+    if not math.isfinite(value):
+        return f'float("{value}")'
     square = value * value
     whole = round(square)
     if 1 < whole <= 100 and abs(square - whole) < 1e-9 and math.isqrt(whole) ** 2 != whole:

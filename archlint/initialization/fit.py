@@ -780,10 +780,9 @@ def _judge(parameter: Parameter, use: _Use, notes: list[str]) -> _Judged:
         what = [f"{n} {name}" for n, name in ((m.nans, "NaN"), (m.positive_infinities, "+Inf"),
                 (m.negative_infinities, "-Inf")) if n]  # fmt: skip
         place = list(m.first_bad or ())
-        notes.append(
-            f"parameter {parameter.name} holds {' and '.join(what)} among {array.size} elements, "
-            f"the first at {place}; they are left out"
-        )
+        flaw = f"{' and '.join(what)} among {array.size} elements, the first at {place}"
+        notes.append(f"parameter {parameter.name} holds {flaw}; they are left out")
+        parameter = replace(parameter, flaw=flaw)
     return _Judged(parameter, use, fitted)
 
 
@@ -806,7 +805,7 @@ def _with_laws(
 ) -> LayerGraph:
     found = judged.get(id(graph), {})
     parameters = {
-        name: replace(p, law=laws[id(found[name])],
+        name: replace(p, law=laws[id(found[name])], flaw=found[name].parameter.flaw,
                       clone_of=p.clone_of or clones.get(id(found[name])))
         if name in found else p
         for name, p in graph.parameters.items()

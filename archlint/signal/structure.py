@@ -303,12 +303,25 @@ def _block(
         gain = f.second_moment / h.second_moment / scale**2 if scale else None
     if h.second_moment and out.second_moment is not None:
         growth = out.second_moment / h.second_moment
-    normalised = any(
-        (made := graph.producer.get(v)) is not None and _is_norm(made)
-        for v in tree.path(branch, fork)
-    )
     return Block(add, fork, ends[skip], branch, add.output, scale, gain, growth,
-                 _ending(last, f), normalised, counts[skip] == 0, last, layers)  # fmt: skip
+                 _ending(last, f), _is_normalised(graph, branch, fork), counts[skip] == 0, last,
+                 layers)  # fmt: skip
+
+
+def _is_normalised(graph: LayerGraph, branch: str, fork: str) -> bool:
+    """Whether a norm lies on every path from the fork to the end of a branch."""
+    seen: set[str] = set()
+    stack = [branch]
+    while stack:
+        value = stack.pop()
+        if value == fork:
+            return False
+        node = graph.producer.get(value)
+        if value in seen or node is None or _is_norm(node):
+            continue
+        seen.add(value)
+        stack += carriers(graph, node)
+    return True
 
 
 def _is_norm(node: Node) -> bool:

@@ -44,7 +44,8 @@ def rescaled_by(graph: LayerGraph, node: Node) -> Node | None:
         kind = OPS[node.op].kind if node.op in OPS else ""
         if kind in ("normalisation", "softmax"):
             return node
-        bias = node.op == "add" and any(v in graph.static for v in node.inputs if v is not None)
-        if kind not in ("layout", "activation", "random", "pooling") and not bias:
+        fixed = any(v in graph.static for v in node.inputs if v is not None)
+        shifts = node.op in ("add", "sub", "mul", "div") and fixed  # or scales
+        if kind not in ("layout", "activation", "random", "pooling") and not shifts:
             return None
     return None
