@@ -96,4 +96,6 @@ def _flaw(parameter: Parameter) -> str:
         return parameter.flaw
     if law.family in ("unknown", "uninitialised", "trained") or math.isfinite(law.second_moment):
         return ""
-    return f"{'NaN' if math.isnan(law.mean) else 'infinite numbers'} by {law.initializer or 'its law'}"
+    return (
+        f"{'NaN' if math.isnan(law.mean) else 'infinite numbers'} by {law.initializer or 'its law'}"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from archlint.graph.model import LayerGraph, Node
 
 _ROOT = 0
@@ -67,3 +69,12 @@ class Dominators:
     def common(self, a: str, b: str) -> str | None:
         """The nearest value that dominates both; None where only the inputs' root does."""
         return self._value[self._meet(self._number.get(a, _ROOT), self._number.get(b, _ROOT))]
+
+    def path(self, below: str) -> Iterator[str]:
+        """The dominators of a value, from itself up."""
+        at = self._number.get(below, _ROOT)
+        while at != _ROOT:
+            value = self._value[at]
+            assert value is not None  # only the root has none
+            yield value
+            at = self._parent[at]
