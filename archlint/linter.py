@@ -127,7 +127,11 @@ def lint(
         else:
             kept.append(finding)
     kept.sort(key=lambda finding: (-finding.severity, finding.code, finding.module))
-    return tuple(kept), tuple(silences)
+    # layers that are used several times, as a head on every level of a pyramid, are found each time
+    first: dict[object, Finding] = {}
+    for finding in kept:
+        first.setdefault((finding.code, finding.modules or finding.module, finding.site), finding)
+    return tuple(first.values()), tuple(silences)
 
 
 def _says_it_better(
