@@ -59,8 +59,9 @@ class ContractionScale(Rule):
 
     ## How it is computed
     gain = E w² times the number of products an output sums (in1·in2 for a bilinear layer), on
-    inputs of unit second moment. A finding needs |log₁₀ gain| > 1, and a predicted second moment
-    after it that is as far from one: weights may make up for a small input. Tables that are looked
+    inputs of unit second moment. A finding needs |log₁₀ gain| > 1, of a product with a parameter
+    also a predicted second moment after it that is as far from one: it may make up for a small
+    input. Tables that are looked
     up or added are no contractions; before a normalisation or a softmax the scale is another
     rule's.
 
@@ -108,9 +109,11 @@ class ContractionScale(Rule):
             yield self._report(analysis, found)
 
     def _made(self, analysis: Analysis, w: Weighted) -> float | None:
-        """The second moment of what a contraction makes, if it is an ordinary one all the same."""
+        """The second moment of what a product makes, if it is an ordinary one all the same."""
         made = analysis.signal(w.node.output).second_moment
-        return made if made and abs(math.log10(made)) <= self.options.decades else None
+        if w.node.op == "bilinear" or not made or abs(math.log10(made)) > self.options.decades:
+            return None
+        return made
 
     def _report(self, analysis: Analysis, found: list[tuple[Weighted, float]]) -> Finding:
         first, gain = max(found, key=lambda item: abs(math.log10(item[1])))
