@@ -61,9 +61,8 @@ class ContractionScale(Rule):
     gain = E w² times the number of products an output sums (in1·in2 for a bilinear layer), on
     inputs of unit second moment. A finding needs |log₁₀ gain| > 1, of a product with a parameter
     also a predicted second moment after it that is as far from one: it may make up for a small
-    input. Tables that are looked
-    up or added are no contractions; before a normalisation or a softmax the scale is another
-    rule's.
+    input. Tables that are looked up or added are no contractions; before a normalisation or a
+    softmax the scale is another rule's.
 
     ## What would confirm it
     The second moment of the output over those of the inputs.

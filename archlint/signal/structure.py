@@ -270,13 +270,13 @@ def _blocks(graph: LayerGraph, signals: Signals, tree: Dominators) -> Iterator[B
         fork = tree.common(*ends)
         if fork is None:
             continue
-        block = _block(graph, signals, tree, node, fork, ends)
+        block = _block(graph, signals, node, fork, ends)
         if block is not None:
             yield block
 
 
 def _block(
-    graph: LayerGraph, signals: Signals, tree: Dominators, add: Node, fork: str, ends: list[str]
+    graph: LayerGraph, signals: Signals, add: Node, fork: str, ends: list[str]
 ) -> Block | None:
     counts = [_skip_layers(graph, end, fork) for end in ends]
     plain = [i for i in (0, 1) if counts[i] == 0]
