@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from archlint.initialization.distribution import Distribution
+
 Verdict = Literal["confirmed", "refuted", "inconclusive"]
 Scalar = str | int | float | bool | None
 
@@ -53,18 +55,39 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """A suggestion as a change of the graph, so that an experiment can be made with it.
+
+    ``words`` complete "with …", such as "the suggested initialization". ``laws``, by the value that
+    a parameter is read as, are drawn in place of the present ones. ``factors``, by (node, value),
+    multiply what the node reads. ``attributes`` replace those of a node. The nodes of ``wider``
+    have ``times`` as many features, and what reads them weights to match, of the same gain.
+    """
+
+    words: str
+    laws: Mapping[str, Distribution] = field(default_factory=dict)
+    factors: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    wider: tuple[str, ...] = ()
+    times: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Suggestion:
     """What to change. ``text`` is one sentence with the computed value in it; ``code``, where
-    there is one, is a line to paste; ``values`` holds the computed numbers for machines."""
+    there is one, is a line to paste; ``values`` holds the computed numbers for machines;
+    ``remedy`` is the same for an experiment, None where nothing can be done without the user."""
 
     text: str
     code: str | None = None
     values: Mapping[str, Scalar] = field(default_factory=dict)
+    remedy: Remedy | None = None
 
 
 Statistic = Literal[
-    "length", "typical length", "gradient", "typical gradient", "length spread", "gradient spread"
-]
+    "length", "typical length", "gradient", "typical gradient", "length spread", "gradient spread",
+    "unit difference", "common part", "weight difference", "reach",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +101,17 @@ class Claim:
     * ``gradient``: log10 of E G(start)/E G(end): what a small difference is multiplied by.
     * ``typical length``, ``typical gradient``: the mean of log10 of these ratios.
     * ``length spread``, ``gradient spread``: the variance of ln of these ratios.
+    * ``unit difference``: log10 of the variance between the features of ``end`` over their mean
+      square, in a typical draw. ``common part``: log10 of their squared mean over that variance.
+    * ``weight difference``: log10 of the mean square of the difference of two parameters, named by
+      ``start`` and ``end``, over that of one of them, each time the model is built.
+    * ``reach``: the share of the elements of ``end`` that are lost when the parameter ``start``
+      holds no numbers.
 
     ``start`` and ``end`` are value ids of the graph, ``predicted`` is the finding's own figure.
     The finding stands where the statistic lies beyond ``limit``, as seen from zero; where
-    ``below``, where it is smaller than ``limit``.
+    ``below``, where it is smaller than ``limit``. ``also`` is a second value whose E M divides the
+    length, as that of a product's other factor.
     """
 
     statistic: Statistic
@@ -90,6 +120,7 @@ class Claim:
     predicted: float
     limit: float
     below: bool = False
+    also: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +136,38 @@ class Measurement:
     draws: int = 0
     lost: int = 0
     needed: int | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How many draws of a network start to train: ``started`` of ``draws``, in ``steps`` steps in
+    the median of those; ``undecided`` were still under way when time was up, the others failed
+    within ``most`` steps at every one of ``rates``. ``task`` is what they learned.
+    """
+
+    draws: int
+    started: int
+    steps: int | None
+    undecided: int
+    most: int
+    task: str
+    optimizer: str
+    rates: tuple[float, ...]
+
+    @property
+    def failed(self) -> int:
+        """Draws that did not start."""
+        return self.draws - self.started - self.undecided
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Training as a finding's network is, and as the finding's remedy makes it. ``remark`` says why
+    one of them is missing."""
+
+    found: Training | None
+    remedied: Training | None = None
     remark: str = ""
 
 
@@ -134,6 +197,7 @@ class Finding:
     claim: Claim | None = None  # what the probe measures of it
     verdict: Verdict | None = None
     measurement: Measurement | None = None
+    trial: Trial | None = None  # whether training starts
     cause: str = ""  # what findings of several rules have in common
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from archlint.config import Config
 from archlint.errors import ArchlintError
-from archlint.finding import Finding, NotApplicable, Severity
+from archlint.finding import Finding, NotApplicable, Severity, Training
 from archlint.rule import Context, Registry, Rule, options_from, registry
 from archlint.silence import Silence, Suppressions
 from archlint.target import Configured, Target, resolve
@@ -38,6 +38,7 @@ class TargetReport:
     silences: tuple[Silence, ...] = ()
     error: ArchlintError | None = None
     probe_remarks: tuple[str, ...] = ()
+    training: Training | None = None  # whether the network starts, where the probe trained it
     interrupted: bool = False  # the probe, by the user: what is decided is there
 
 
@@ -294,14 +295,17 @@ def _linted(
     )  # fmt: skip
     if probe is None:
         return report
-    from archlint.python_target import require_torch
+    from archlint.python_target import rebuilding, require_torch
 
     require_torch(f"{target.name}: --probe computes with PyTorch; the model")
     from archlint.probe.experiment import run
 
-    outcome = run(analysis, findings, probe)
+    optimizer: Any = config.optimizer
+    outcome = run(
+        analysis, findings, replace(probe, optimizer=optimizer), rebuilding(target, config.timeout)
+    )
     return replace(report, findings=outcome.findings, probe_remarks=outcome.remarks,
-                   interrupted=outcome.interrupted)  # fmt: skip
+                   training=outcome.training, interrupted=outcome.interrupted)  # fmt: skip
 
 
 _BATCH = 32  # samples that a norm over the batch is probed with

@@ -130,6 +130,27 @@ def model_of(target: Target) -> Any:
     return factory
 
 
+def rebuilding(target: Target, timeout: float | None = None) -> Callable[[], Any] | None:
+    """What builds the model of a target anew; None where it is a file or there already."""
+    from torch import nn
+
+    if target.path is not None:
+        return None
+    with limited(timeout, target.name):
+        model = model_of(target)
+    if not isinstance(model, Factory):
+        return None
+
+    def build() -> Any:
+        from archlint.graph.from_torch import unwrapped
+
+        with limited(timeout, target.name):
+            made = model()
+        return unwrapped(made) if isinstance(made, nn.Module) else made
+
+    return build
+
+
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
 

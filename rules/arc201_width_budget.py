@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from archlint.finding import Claim, Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.remedies import widened
 from archlint.signal.spread import chance_of_loss, typical_loss
 from archlint.signal.structure import Layer, Segment
 from archlint.wording import (
@@ -158,7 +159,8 @@ class WidthBudgetExceeded(Rule):
             suggestion=Suggestion(
                 f"make the layers about {number(times)} times wider (width {wanted}), or fewer, or "
                 "add residual connections or a layer norm every few layers",
-                values={"width": wanted, "times": times}),
+                values={"width": wanted, "times": times},
+                remedy=widened(layers, times)),
             sketch=sketch([layer_line(analysis, layer) for layer in layers]),
         )  # fmt: skip
 

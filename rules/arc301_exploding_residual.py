@@ -9,6 +9,7 @@ from archlint.finding import Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
 from archlint.signal.claims import growth_claim
+from archlint.signal.remedies import scaled
 from archlint.signal.structure import Trunk
 from archlint.wording import (
     collapsed,
@@ -151,7 +152,8 @@ class ExplodingResidual(Rule):
             suggestion=Suggestion(
                 f"scale every branch by {number(eta)} (now {now}), which keeps the growth below a "
                 "factor of ten; or start its last layer at zero; or put a norm in the branch",
-                f"x = x + {number(eta)} * branch(x)", {"scale": eta, "branch_gain": gain}),
+                f"x = x + {number(eta)} * branch(x)", {"scale": eta, "branch_gain": gain},
+                scaled(bare, eta)),
             sketch=sketch([f"{modules[min(i, len(modules) - 1)]}: growth "
                            f"{number(block.growth or 0)}, η = {number(block.scale)}"
                            for i, block in enumerate(bare)]),

@@ -8,6 +8,7 @@ from archlint.finding import Finding, NotApplicable, Severity, Suggestion
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
 from archlint.signal.claims import growth_claim
+from archlint.signal.remedies import scaled
 from archlint.signal.structure import Trunk
 from archlint.wording import (
     collapsed,
@@ -140,7 +141,7 @@ class OneSidedResidual(Rule):
             suggestion=Suggestion(
                 f"end each branch in a linear layer, or scale it by 1/{len(bare)} = "
                 f"{number(target)} (now {number(scales[0])})",
-                f"x = x + branch(x) / {len(bare)}", {"scale": target}),
+                f"x = x + branch(x) / {len(bare)}", {"scale": target}, scaled(bare, target)),
             sketch=sketch([f"{modules[min(i, len(modules) - 1)]}: growth "
                            f"{number(block.growth or 0)}, η = {number(block.scale)}"
                            for i, block in enumerate(bare)]),

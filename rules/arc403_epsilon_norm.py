@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Claim, Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Remedy, Severity, Suggestion
 from archlint.graph.model import LayerGraph, Node
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
@@ -156,7 +156,9 @@ class EpsilonDominatedNorm(Rule):
             suggestion=Suggestion(
                 f"set eps to {wanted:.0e} or less, or make what comes in "
                 f"{number((99 * eps / smallest) ** 0.5)} times larger", f"eps={wanted:.0e}",
-                {"eps": wanted}),
+                {"eps": wanted},
+                Remedy("the suggested epsilon",
+                       attributes={item.node.id: {"eps": wanted} for item in group})),
         )  # fmt: skip
 
 

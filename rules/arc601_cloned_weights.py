@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Remedy, Severity, Suggestion
 from archlint.graph.model import LayerGraph, Node, Parameter
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
 from archlint.wording import collapsed, plural, site, stretch
+
+_ALIKE = -6.0  # log10 of the mean square of a difference, relative, that rounding may make
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,14 @@ class ClonedWeights(Rule):
             suggestion=Suggestion(
                 "draw the weights of each layer anew after it was copied",
                 "for p in model.parameters():\n    if p.dim() > 1:\n"
-                "        nn.init.xavier_uniform_(p)"),
+                "        nn.init.xavier_uniform_(p)",
+                remedy=Remedy("the weights of each layer drawn anew", {
+                    value.id: law for members in together for parameter in members[1:]
+                    for value in graph.values.values() if value.parameter == parameter.name
+                    if (law := parameter.law) is not None
+                })),
+            claim=Claim("weight difference", copy.name, longest[0].name, -math.inf, _ALIKE,
+                        below=True) if count > 1 else None,
         )  # fmt: skip
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Remedy, Severity, Suggestion
 from archlint.graph.model import LayerGraph, Node, Parameter
+from archlint.initialization.distribution import normal
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.weights import Weighted, weighted
 from archlint.wording import collapsed, number, paths, plural, site, stretch
 
 _CONSTANT = ("constant", "ones")
+_ALIKE = -6.0  # log10 of the variance between units, relative, that rounding may make
 
 
 class SymmetricWeights(Rule):
@@ -120,7 +124,12 @@ class SymmetricWeights(Rule):
                       "formula": "Var w = 0, E w ≠ 0"},
             suggestion=Suggestion(
                 "draw the weights at random",
-                'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")'),
+                'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
+                remedy=Remedy(INITIALIZATION, {
+                    value: law for w in chain
+                    for value, law in redrawn(w.node, normal(math.sqrt(2 / w.fans.fan_in))).items()
+                })),
+            claim=Claim("unit difference", first.node.output, None, -math.inf, _ALIKE, below=True),
         )  # fmt: skip
 
 

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Finding, NotApplicable, Remedy, Severity, Suggestion
+from archlint.initialization.distribution import Distribution, normal
 from archlint.rule import Rule
 from archlint.signal.activations import IDENTITY
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import stretch_claim
 from archlint.signal.criticality import critical
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.structure import Layer, Segment
 from archlint.signal.weights import rescaled_by
 from archlint.wording import collapsed, factor, number, paths, plural, site, stretch
@@ -123,6 +126,11 @@ class TransposedConvFan(Rule):
         phi = layer.nonlinearity or IDENTITY
         best = critical(phi)
         gain = best.weight_gain if best is not None else 1.0
+        laws: dict[str, Distribution] = {}
+        for one, (products, _) in wrong:
+            own = critical(one.nonlinearity or IDENTITY)
+            scale = own.weight_gain if own is not None else 1.0
+            laws |= redrawn(one.node, normal(math.sqrt(scale / products)))
         std = math.sqrt(gain / true)
         return self.finding(
             Severity.WARNING,
@@ -136,7 +144,9 @@ class TransposedConvFan(Rule):
             suggestion=Suggestion(
                 f"scale by the true fan k²·C_in/s²: std {number(std)} "
                 f"(= √({number(gain)}/{number(true)}))",
-                f"nn.init.normal_(layer.weight, std={number(std)})", {"std": std, "fan": true}),
+                f"nn.init.normal_(layer.weight, std={number(std)})", {"std": std, "fan": true},
+                Remedy(INITIALIZATION, laws)),
+            claim=stretch_claim(segment, total, self.options.decades),
         )  # fmt: skip
 
     def _fans(self, analysis: Analysis, layer: Layer) -> tuple[float, float] | None:

@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Finding, NotApplicable, Remedy, Severity, Suggestion
+from archlint.initialization.distribution import rescaled
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import stretch_claim
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.structure import Layer, Segment
 from archlint.signal.weights import rescaled_by
 from archlint.wording import collapsed, factor, number, paths, plural, site, stretch
@@ -122,7 +125,13 @@ class GroupedConvFan(Rule):
                       "formula": "fan_out = k²·C_out/groups"},
             suggestion=Suggestion(
                 f"divide the fan-out by the groups, or use mode='fan_in': std {number(std)}",
-                'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")', {"std": std}),
+                'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")', {"std": std},
+                Remedy(INITIALIZATION, {
+                    value: law for one in wrong if one.weight is not None and one.weight.law
+                    for value, law in redrawn(
+                        one.node, rescaled(one.weight.law, float(_groups(one)))).items()
+                })),
+            claim=stretch_claim(segment, -total, self.options.decades),
         )  # fmt: skip
 
     def _is_wrong(self, analysis: Analysis, layer: Layer) -> bool:

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Finding, NotApplicable, Remedy, Severity, Suggestion
+from archlint.initialization.distribution import rescaled
 from archlint.rule import Rule
 from archlint.signal.activations import IDENTITY
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import stretch_claim
 from archlint.signal.criticality import critical
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.structure import Layer, Segment
 from archlint.wording import collapsed, factor, grade, number, paths, plural, site, stretch
 
@@ -126,7 +129,14 @@ class TruncatedNormal(Rule):
             suggestion=Suggestion(
                 f"divide std by {_STD:.4f}: {number(now / _STD / _STD)} in place of "
                 f"{number(now / _STD)}",
-                f"std / {_STD:.4f}", {"std": now / _STD / _STD}),
+                f"std / {_STD:.4f}", {"std": now / _STD / _STD},
+                Remedy(INITIALIZATION, {
+                    value: law for one in short if one.weight is not None and one.weight.law
+                    for value, law in redrawn(
+                        one.node, rescaled(one.weight.law, 1 / _VARIANCE)).items()
+                })),
+            claim=stretch_claim(segment, -total, self.options.warning
+                                if severity is Severity.WARNING else self.options.information),
         )  # fmt: skip
 
 

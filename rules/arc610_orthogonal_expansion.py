@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Finding, NotApplicable, Remedy, Severity, Suggestion
+from archlint.initialization.distribution import rescaled
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.claims import stretch_claim
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.structure import Layer, Segment
 from archlint.wording import collapsed, factor, number, paths, plural, site, stretch
 
@@ -119,7 +122,12 @@ class OrthogonalExpansion(Rule):
             suggestion=Suggestion(
                 f"multiply the gain by √(n_out/n_in), {number(ratio**-0.5)} in the first",
                 "nn.init.orthogonal_(w, gain=math.sqrt(2 * max(w.shape[0] / w.shape[1], 1)))",
-                {"factor": ratio**-0.5}),
+                {"factor": ratio**-0.5},
+                Remedy(INITIALIZATION, {
+                    value: law for one, r in wider if one.weight is not None and one.weight.law
+                    for value, law in redrawn(one.node, rescaled(one.weight.law, 1 / r)).items()
+                })),
+            claim=stretch_claim(segment, lost, self.options.decades),
         )  # fmt: skip
 
 

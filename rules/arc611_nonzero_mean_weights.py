@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
-from archlint.initialization.distribution import Distribution
+from archlint.finding import Claim, Finding, NotApplicable, Remedy, Severity, Suggestion
+from archlint.initialization.distribution import Distribution, uniform
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.weights import Weighted, rescaled_by, weighted
 from archlint.wording import collapsed, grade, number, paths, plural, site, stretch
 
@@ -128,7 +129,13 @@ class NonzeroMeanWeights(Rule):
             suggestion=Suggestion(
                 "draw them symmetrically about zero",
                 f"nn.init.uniform_(layer.weight, {number(-bound)}, {number(bound)})",
-                {"bound": bound}),
+                {"bound": bound},
+                Remedy(INITIALIZATION, {
+                    value: law for w, _ in found if w.weight.law is not None
+                    for value, law in redrawn(w.node, _centred(w.weight.law)).items()
+                })),
+            claim=Claim("common part", first.node.output, None, math.log10(share), math.log10(
+                self.options.error if severity is Severity.ERROR else self.options.warning)),
         )  # fmt: skip
 
 
@@ -137,6 +144,11 @@ def _has_mean(law: Distribution) -> bool:
     if law.mean == 0.0 or law.variance <= 0.0:
         return False
     return law.exact or abs(law.mean) > 4 * law.std / math.sqrt(max(law.count, 1))
+
+
+def _centred(law: Distribution) -> Distribution:
+    bound = math.sqrt(3 * law.second_moment)
+    return uniform(-bound, bound)
 
 
 def _share(analysis: Analysis, w: Weighted, law: Distribution) -> float | None:

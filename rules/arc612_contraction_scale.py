@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
-from archlint.initialization.distribution import Distribution
+from archlint.finding import Claim, Finding, NotApplicable, Remedy, Severity, Suggestion
+from archlint.initialization.distribution import Distribution, normal
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
+from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.weights import Weighted, rescaled_by, weighted
 from archlint.wording import collapsed, number, paths, plural, site, stretch
 
@@ -133,7 +134,14 @@ class ContractionScale(Rule):
                       "threshold": self.options.decades, "formula": "E w²·Π contracted sizes"},
             suggestion=Suggestion(
                 f"draw the weights with std {number(std)} (= 1/√{first.fans.fan_in:g})",
-                f"nn.init.normal_(weight, std={number(std)})", {"std": std}),
+                f"nn.init.normal_(weight, std={number(std)})", {"std": std},
+                Remedy(INITIALIZATION, {
+                    value: law for w, _ in found
+                    for value, law in redrawn(w.node, normal(w.fans.fan_in**-0.5)).items()
+                })),
+            claim=Claim("length", first.node.output, first.node.inputs[0], math.log10(gain),
+                        self.options.decades,
+                        also=first.node.inputs[1] if first.node.op == "bilinear" else None),
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from archlint.finding import Finding, NotApplicable, Severity, Site, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Severity, Site, Suggestion
 from archlint.graph.model import Node, Parameter
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
@@ -85,6 +85,7 @@ class UninitialisedParameter(Rule):
                           "formula": "no write to its storage"},
                 suggestion=Suggestion(
                     "fill it when it is made", "nn.init.zeros_(parameter)"),
+                claim=Claim("reach", graph.outputs[0], names[0], 1.0, 0.0),
             )  # fmt: skip
 
 

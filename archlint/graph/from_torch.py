@@ -157,7 +157,7 @@ def _built(target: Any) -> tuple[nn.Module, Record | None, Factory | None]:
     if isinstance(target, torch.export.ExportedProgram):
         return target.module(), None, None
     if isinstance(target, nn.Module):
-        return _unwrapped(target), None, None
+        return unwrapped(target), None, None
     if not callable(target):
         raise ArchlintError(
             f"{type(target).__name__} is neither a model nor something that builds one",
@@ -202,10 +202,10 @@ def _module(made: Any, factory: Factory) -> nn.Module:
             f"{name} returned {type(made).__name__}, not an nn.Module",
             "name a class or function that builds the model",
         )
-    return _unwrapped(made)
+    return unwrapped(made)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of ``torch.compile`` and ``DataParallel``."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):

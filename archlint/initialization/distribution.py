@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Family = Literal[
@@ -90,6 +90,12 @@ def uniform(low: float, high: float, initializer: str = "") -> Distribution:
     return Distribution(
         "uniform", mean, variance + mean * mean, 1.8, low == -high, initializer=initializer
     )
+
+
+def rescaled(law: Distribution, factor: float) -> Distribution:
+    """The same law with ``factor`` times the variance, and the mean in proportion."""
+    return replace(law, mean=law.mean * math.sqrt(factor),
+                   second_moment=law.second_moment * factor)  # fmt: skip
 
 
 def constant(value: float, initializer: str = "") -> Distribution:

@@ -20,9 +20,12 @@ from archlint.probe.draws import Drawer
 from archlint.probe.execute import DATA_SIZED, Program
 from archlint.probe.feed import Feed
 from archlint.probe.ops.frame import CannotExecute
+from archlint.probe.rebuild import Rebuilder
 from archlint.signal.analysis import Analysis
 
 Floats = npt.NDArray[np.float64]
+UNITS = frozenset({"unit difference", "common part"})  # statistics of a value's features
+_ROUNDING = 1e-30
 RANDOM = frozenset({"random_normal", "random_uniform", "bernoulli"})
 
 
@@ -48,7 +51,7 @@ class Ensemble:
 
     analysis: Analysis
     claims: Sequence[Claim]
-    drawer: Drawer
+    drawer: Drawer | Rebuilder
     feed: Feed
     real: torch.dtype
     device: torch.device
@@ -61,7 +64,9 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         graph = self.analysis.graph
-        self.values = sorted({v for c in self.claims for v in (c.start, c.end) if v is not None})
+        self.values = sorted(
+            {v for c in self.claims for v in (c.start, c.end, c.also) if v is not None}
+        )
         self.program = Program(graph, self.real, self.device, frozenset(self.values))
         self.outputs = [o for o in graph.outputs if "float" in (graph.values[o].dtype or "")]
         self.backward = any("gradient" in c.statistic for c in self.claims)
@@ -154,10 +159,14 @@ class Ensemble:
                 ]
                 seen = [torch.stack(c) for c in zip(*(r[0] for r in rows), strict=True)]
                 outputs = [torch.stack(c) for c in zip(*(r[1] for r in rows), strict=True)]
-            lengths = {v: self._lengths(v, x.detach()) for v, x in zip(values, seen, strict=True)}
+            values_seen = {v: x.detach() for v, x in zip(values, seen, strict=True)}
+            lengths = {v: self._lengths(v, x) for v, x in values_seen.items()}
             slopes = self._slopes(first, outputs, zeros) if self.backward else {}
         for claim, parts in zip(self.claims, self.found, strict=True):
-            parts.append(self._ratio(claim, lengths, slopes))
+            if claim.statistic in UNITS:
+                parts.append(self._units(claim, values_seen[claim.end]))
+            else:
+                parts.append(self._ratio(claim, lengths, slopes))
 
     def _zeros(self, count: int) -> dict[str, Tensor]:
         if not self.backward:
@@ -219,7 +228,25 @@ class Ensemble:
         if end is None or (claim.start is not None and start is None):
             return np.full((next(iter(lengths.values())).shape[0], 1), np.nan)
         x = end if start is None else start - end if table is slopes else end - start
+        if claim.also is not None:
+            x = x - lengths[claim.also]
         found: Floats = x.double().cpu().numpy()
+        return found
+
+    def _units(self, claim: Claim, x: Tensor) -> Floats:
+        """ln of what a claim about the features of a value says of each sample, [draw, sample]."""
+        roles = self.analysis.signal(claim.end).roles
+        features = [a for a, role in enumerate(roles) if role == "feature"]
+        axis = features[-1] + 1 if features and len(roles) == x.dim() - 1 else x.dim() - 1
+        x = x.double()
+        squared = self._by_sample(claim.end, x.square()).mean(-1)
+        common = self._by_sample(claim.end, x.mean(axis, keepdim=True).square()).mean(-1)
+        between = (squared - common).clamp(min=0.0)
+        if claim.statistic == "unit difference":  # exact zeros count as what rounding leaves
+            spread = self._by_sample(claim.end, x.var(axis, unbiased=False, keepdim=True)).mean(-1)
+            found: Floats = (spread.maximum(_ROUNDING * squared) / squared).log().cpu().numpy()
+            return found
+        found = (common / between).log().cpu().numpy()
         return found
 
     def ratios(self, claim: int) -> tuple[Floats, int]:

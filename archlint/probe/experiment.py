@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from archlint.errors import ArchlintError
-from archlint.finding import Finding, Measurement
+from archlint.finding import Claim, Finding, Measurement, Training, Verdict
 from archlint.probe.draws import Drawer
 from archlint.probe.ensemble import Ensemble, OutOfMemory, free_memory
 from archlint.probe.execute import Program, unknown_nodes
-from archlint.probe.feed import Feed, read_data
+from archlint.probe.feed import Data, Feed, read_data
 from archlint.probe.ops.frame import CannotExecute
 from archlint.probe.options import ProbeOptions
+from archlint.probe.rebuild import MOST, CannotRebuild, Rebuilder
 from archlint.probe.sequential import FIRST_LOOK, judge
+from archlint.probe.starting import start
 from archlint.signal.analysis import Analysis
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Findings with their verdicts. ``interrupted``: somebody pressed Ctrl-C before the end."""
+    """Findings with their verdicts. ``training``: how the network itself starts, where that was
+    asked. ``interrupted``: somebody pressed Ctrl-C before the end."""
 
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...] = ()
     draws: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    training: Training | None = None
 
 
 def device_of(name: str) -> torch.device:
@@ -62,33 +68,72 @@ def run(
     analysis: Analysis,
     findings: Sequence[Finding],
     options: ProbeOptions | None = None,
+    build: Callable[[], Any] | None = None,
 ) -> Outcome:
-    """Give every finding with a claim its verdict.
+    """Give every finding with a claim its verdict; with ``options.train`` see whether training
+    starts, with what each finding suggests too.
 
-    Stops as soon as all are decided, at the limits, or on KeyboardInterrupt; what is decided then
-    stays decided. Raises ArchlintError for a device or data that cannot be used.
+    ``build`` makes the model anew, by which it is drawn where the laws of its weights are only
+    estimates. Stops as soon as all are decided, at the limits, or on KeyboardInterrupt; what is
+    decided then stays decided. Raises ArchlintError for a device or data that cannot be used.
     """
     options = options or ProbeOptions()
     device = device_of(options.device)
     narrow = device.type == "mps" or _fits_single(analysis)
     real = torch.float32 if narrow else torch.float64
+    data = read_data(options.data, analysis.graph, real, device) if options.data else None
+    memory = options.memory if options.memory is not None else free_memory(device) / 4
+    started = time.monotonic()
+    outcome = Outcome(tuple(findings))
+    if any(f.claim is not None for f in findings):
+        # Half of the time is for training, where that is asked.
+        share = replace(options, time=options.time / 2) if options.train else options
+        outcome = _measured(analysis, findings, share, device, real, data, memory, build)
+    outcome = replace(outcome, findings=tuple(_unmeasured(f) for f in outcome.findings))
+    if options.train and not outcome.interrupted:
+        made = start(analysis, outcome.findings, options, device, data, memory,
+                     started + options.time)  # fmt: skip
+        outcome = replace(outcome, findings=made.findings, training=made.training,
+                          remarks=(*outcome.remarks, *made.remarks),
+                          interrupted=made.interrupted)  # fmt: skip
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _measured(
+    analysis: Analysis,
+    findings: Sequence[Finding],
+    options: ProbeOptions,
+    device: torch.device,
+    real: torch.dtype,
+    data: Data | None,
+    memory: float,
+    build: Callable[[], Any] | None,
+) -> Outcome:
+    """The findings with the verdicts of their claims."""
     graph = analysis.graph
-    rows = read_data(options.data, graph, real, device) if options.data else {}
-    places = [i for i, f in enumerate(findings) if f.claim is not None]
-    if not places:
-        return Outcome(tuple(findings))
-    done = {i: f for i, f in enumerate(findings) if f.claim is None}
     started = time.monotonic()
     try:
         if unknown := unknown_nodes(graph):
             raise CannotExecute(", ".join(sorted(unknown)))
-        claims = [f.claim for i in places if (f := findings[i]).claim is not None]
         program = Program(graph, real, device)
-        memory = options.memory if options.memory is not None else free_memory(device) / 4
+        drawer, remarks = _drawer(program, options, real, device, build)
+    except CannotExecute as problem:
+        why = f"it cannot be executed: {problem}"
+        return Outcome(_left_open(findings, {}, why), (why,))
+    if isinstance(drawer, Rebuilder):
+        options = replace(options, draws=min(options.draws, MOST))
+    done = {i: made for i, f in enumerate(findings)
+            if (made := _once(f, analysis, program, options, real, device, build)) is not None
+            }  # fmt: skip
+    places = [i for i in range(len(findings)) if i not in done]
+    if not places:
+        return Outcome(tuple(done[i] for i in range(len(findings))))
+    try:
+        claims = [f.claim for i in places if (f := findings[i]).claim is not None]
         ensemble = Ensemble(
             analysis, [c for c in claims if c is not None],
-            Drawer(program.parameters, options.seed, real, device),
-            Feed(graph, options.seed, real, device, rows), real, device, memory,
+            drawer, Feed(graph, options.seed, real, device, data.rows if data else {}),
+            real, device, memory,
         )  # fmt: skip
     except CannotExecute as problem:
         why = f"it cannot be executed: {problem}"
@@ -119,11 +164,115 @@ def run(
                     )
                 )
             )
-    remarks = [*ensemble.remarks, *([why] if why else [])]
+    remarks = [*remarks, *ensemble.remarks, *([why] if why else [])]
     if ensemble.no_path:
         remarks.append("no gradient reaches " + ", ".join(sorted(ensemble.no_path)))
     return Outcome(tuple(done[i] for i in range(len(findings))), tuple(remarks), ensemble.done,
-                   time.monotonic() - started, interrupted)  # fmt: skip
+                   interrupted=interrupted)  # fmt: skip
+
+
+def _drawer(
+    program: Program,
+    options: ProbeOptions,
+    real: torch.dtype,
+    device: torch.device,
+    build: Callable[[], Any] | None,
+) -> tuple[Drawer | Rebuilder, list[str]]:
+    """Draws from the laws; by the constructor where a law is no more than an estimate."""
+    drawer = Drawer(program.parameters, options.seed, real, device)
+    if not drawer.remarks or build is None:
+        return drawer, []
+    try:
+        return Rebuilder(build, program.parameters, options.seed, real, device), []
+    except CannotRebuild as problem:
+        return drawer, [f"not drawn by building the model: {problem}"]
+
+
+def _unmeasured(finding: Finding) -> Finding:
+    """A finding that no experiment was made for says so."""
+    if finding.claim is not None or finding.measurement is not None:
+        return finding
+    return replace(finding, measurement=Measurement(remark="no experiment for this finding"))
+
+
+_BUILDS = 8  # of the constructor, where copies are compared
+
+
+def _once(
+    finding: Finding,
+    analysis: Analysis,
+    program: Program,
+    options: ProbeOptions,
+    real: torch.dtype,
+    device: torch.device,
+    build: Callable[[], Any] | None,
+) -> Finding | None:
+    """A finding that needs no ensemble, with its verdict; None for one that does."""
+    claim = finding.claim
+    if claim is None:
+        return finding
+    if claim.statistic == "weight difference":
+        return _compared(finding, claim, program, options, real, device, build)
+    if claim.statistic == "reach":
+        return _reached(finding, claim, analysis, options, real, device)
+    return None
+
+
+def _compared(
+    finding: Finding,
+    claim: Claim,
+    program: Program,
+    options: ProbeOptions,
+    real: torch.dtype,
+    device: torch.device,
+    build: Callable[[], Any] | None,
+) -> Finding:
+    """Whether two parameters are equal each time the model is built."""
+    names = claim.end, claim.start or claim.end
+    why = "only building the model again could tell, and there is nothing that builds it"
+    if build is not None:
+        try:
+            some = {name: program.parameters[name] for name in names}
+            drawn = Rebuilder(build, some, options.seed, real, device).draw(0, _BUILDS)
+        except (CannotRebuild, KeyError) as problem:
+            why = f"not built again: {problem}"
+        else:
+            one, other = (drawn[name].double().flatten(1) for name in names)
+            squared = one.square().mean(1)
+            apart = (one - other).square().mean(1).maximum(1e-30 * squared) / squared
+            x: Any = apart.log().cpu().numpy()[:, None]
+            finite = np.isfinite(x).all(1)
+            found = judge(claim, x[finite], 1, int((~finite).sum()))
+            return replace(finding, verdict=found.verdict, measurement=found.measurement)
+    return replace(finding, verdict="inconclusive", measurement=Measurement(remark=why))
+
+
+def _reached(
+    finding: Finding,
+    claim: Claim,
+    analysis: Analysis,
+    options: ProbeOptions,
+    real: torch.dtype,
+    device: torch.device,
+) -> Finding:
+    """What share of a value is lost where a parameter holds no numbers: one draw tells."""
+    try:
+        program = Program(analysis.graph, real, device, frozenset({claim.end}))
+        drawn = Drawer(program.parameters, options.seed, real, device).draw(0, 1)
+        single = {n: p if p.shape == program.parameters[n].shape else p[0]
+                  for n, p in drawn.items()}  # fmt: skip
+        name = claim.start or ""
+        single[name] = torch.full_like(single[name], torch.nan)
+        inputs = Feed(analysis.graph, options.seed, real, device, {}).draw(0, 1)
+        with torch.no_grad():
+            end = program.run(single, {id: x[0] for id, x in inputs.items()})[claim.end]
+    except (CannotExecute, RuntimeError, ValueError, KeyError, IndexError) as problem:
+        text = " ".join(str(problem).split())[:100]
+        return replace(finding, verdict="inconclusive",
+                       measurement=Measurement(remark=f"not run: {text}"))  # fmt: skip
+    share = float((~end.isfinite()).double().mean())
+    verdict: Verdict = "confirmed" if share > claim.limit else "refuted"
+    return replace(finding, verdict=verdict, measurement=Measurement(share, share, share, 1))
 
 
 def _fits_single(analysis: Analysis) -> bool:
@@ -155,7 +304,8 @@ def _until_decided(
             ensemble.extend(min(until, ensemble.done + ensemble.chunk))
             if options.progress is not None:
                 left = sum(i not in done for i in places)
-                options.progress(ensemble.done, options.draws, left, len(places))
+                options.progress(ensemble.done, options.draws, "draws",
+                                 f"{left} of {len(places)} findings open")  # fmt: skip
             if time.monotonic() - started > options.time:
                 break
         late = time.monotonic() - started > options.time
@@ -197,6 +347,11 @@ def _left_open(
     findings: Sequence[Finding], done: dict[int, Finding], why: str
 ) -> tuple[Finding, ...]:
     return tuple(
-        done.get(i) or replace(f, verdict="inconclusive", measurement=Measurement(remark=why))
+        done.get(i)
+        or (
+            replace(f, verdict="inconclusive", measurement=Measurement(remark=why))
+            if f.claim is not None
+            else f
+        )
         for i, f in enumerate(findings)
     )

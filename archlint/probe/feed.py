@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ from archlint.graph.ops import OPS
 from archlint.probe.ops.frame import torch_dtype
 
 _MOST_ROWS = 4096  # of a loader: batches are drawn from these
+
+
+@dataclass(frozen=True)
+class Data:
+    """The user's samples by input, first axis the rows, and their classes where they have some."""
+
+    rows: Mapping[str, Tensor]
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,11 @@ def _table(graph: LayerGraph, node: Node, value: str) -> int | None:
 # --------------------------------------------------------------------------- the user's data
 
 
-def read_data(
-    source: str, graph: LayerGraph, real: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    """Rows for the first input of a graph from ``FILE.npy`` or an importable loader
-    ``package.module:loader``. Raises ArchlintError for what does not fit."""
-    array = _array(source)
+def read_data(source: str, graph: LayerGraph, real: torch.dtype, device: torch.device) -> Data:
+    """Rows for the first input of a graph from ``FILE.npy``, ``FILE.npz`` (the first array; the
+    second holds the classes) or an importable loader ``package.module:loader``, whose batches may
+    be pairs with classes. Raises ArchlintError for what does not fit."""
+    array, classes = _arrays(source)
     if not graph.inputs:
         raise ArchlintError("--data is given, and the model has no input", "leave it out")
     id = graph.inputs[0]
@@ -130,17 +138,28 @@ def read_data(
                 f"{source} holds ids from {array.min()} to {array.max()}, the table has {bound} "
                 "rows", "use the model's own tokenizer")  # fmt: skip
     dtype = torch_dtype(value.dtype, real)
-    return {id: torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=dtype)}
+    rows = {id: torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=dtype)}
+    if classes is None or classes.dtype.kind not in "iu" or classes.shape != (len(array),):
+        return Data(rows)
+    return Data(rows, torch.as_tensor(classes.astype(np.int64)).to(device))
 
 
-def _array(source: str) -> Any:
+def _arrays(source: str) -> tuple[Any, Any]:
+    """Samples, and what comes with them or None."""
     path = Path(source)
-    if path.suffix == ".npy" or path.exists():
+    if path.suffix in (".npy", ".npz") or path.exists():
         try:
-            return np.load(path, allow_pickle=False)
+            found = np.load(path, allow_pickle=False)
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                return found, None
+            with found:
+                arrays = [found[name] for name in found.files[:2]]
+            if not arrays:
+                raise ValueError("it is empty")
+            return arrays[0], arrays[1] if len(arrays) > 1 else None
         except FileNotFoundError as error:
             raise ArchlintError(f"{source} does not exist", "check --data") from error
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             text = " ".join(str(error).split())[:120]
             raise ArchlintError(
                 f"{source} is no array of numbers: {text}", "save one with numpy.save"
@@ -149,7 +168,7 @@ def _array(source: str) -> Any:
     if not name:
         raise ArchlintError(
             f"--data {source!r} is neither a .npy file nor a loader",
-            "give FILE.npy or package.module:loader",
+            "give FILE.npy, FILE.npz or package.module:loader",
         )
     try:
         loader = getattr(importlib.import_module(module), name)
@@ -162,18 +181,29 @@ def _array(source: str) -> Any:
         ) from error
     if not batches:
         raise ArchlintError(f"{source} gives no batch", "check the loader")
-    return np.concatenate(batches)[:_MOST_ROWS]
+    samples = np.concatenate([first for first, _ in batches])[:_MOST_ROWS]
+    classes = [second for _, second in batches if second is not None and second.ndim == 1]
+    if len(classes) < len(batches):
+        return samples, None
+    return samples, np.concatenate(classes)[:_MOST_ROWS]
 
 
-def _batches(loader: Any) -> Iterator[Any]:
-    """The first tensor of each batch, until there are rows enough."""
+def _batches(loader: Any) -> Iterator[tuple[Any, Any]]:
+    """The first two tensors of each batch, None for one that is not there, until there are rows
+    enough."""
     rows = 0
     for batch in loader:
-        first = batch
-        while isinstance(first, list | tuple | dict):
-            first = next(iter(first.values() if isinstance(first, dict) else first))
-        array = first.detach().cpu().numpy() if isinstance(first, Tensor) else np.asarray(first)
-        yield array
-        rows += len(array)
+        parts = [np.asarray(x.detach().cpu()) if isinstance(x, Tensor) else np.asarray(x)
+                 for x in _leaves(batch)][:2]  # fmt: skip
+        yield parts[0], parts[1] if len(parts) > 1 else None
+        rows += len(parts[0])
         if rows >= _MOST_ROWS:
             return
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    if isinstance(batch, list | tuple | dict):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            yield from _leaves(part)
+    else:
+        yield batch

@@ -8,20 +8,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from archlint.errors import ArchlintError
 
-Progress = Callable[[int, int, int, int], None]  # draws, most, open, findings
+Progress = Callable[[int, int, str, str], None]  # made, most, of what, what is open
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
     """How an experiment is run. ``draws`` and ``time`` (seconds) are upper limits; ``memory`` is in
-    bytes, None for a quarter of what is free; ``data`` is FILE.npy or ``module:loader``;
-    ``progress`` is told of draws made, the most, and how many of how many findings are open."""
+    bytes, None for a quarter of what is free; ``data`` is FILE.npy, FILE.npz or ``module:loader``;
+    ``train`` asks whether training starts, with ``optimizer``; ``progress`` is told of draws (or
+    steps) made, the most, and what is open."""
 
     draws: int = 2048
     time: float = 120.0
@@ -29,10 +30,12 @@ class ProbeOptions:
     device: str = "auto"
     memory: float | None = None
     data: str | None = None
+    train: bool = False
+    optimizer: Literal["sgd", "adam"] = "sgd"
     progress: Progress | None = None
 
 
-_NAMES = ("draws", "time", "seed", "device", "memory", "data")
+_NAMES = ("draws", "time", "seed", "device", "memory", "data", "train")
 
 
 def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,14 +45,18 @@ def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def collected(**given: Any) -> Any:
         found = {name: given.pop(name) for name in _NAMES}
-        found = {name: value for name, value in found.items() if value is not None}
+        found = {name: value for name, value in found.items() if value not in (None, False)}
         return command(probing=found, **given)
 
     wrapped: Callable[..., Any] = collected
     default = ProbeOptions()
     for option in (
+        click.option("--train", is_flag=True,
+                     help="Also train some draws for a few hundred steps: do they start, and do "
+                          "they with what is suggested?"),
         click.option("--data", metavar="FILE.npy|MODULE:LOADER",
-                     help="Real inputs for the probe, [samples, …]; else normal numbers."),
+                     help="Real inputs for the probe, [samples, …]; else normal numbers. With "
+                          "classes beside them (FILE.npz, pairs of a loader) --train learns them."),
         click.option("--memory", metavar="SIZE",
                      help="What the probe may use, such as 2GB.  [default: a quarter of what is "
                           "free]"),
@@ -91,21 +98,25 @@ def parse_size(text: str) -> float:
 
 
 def bar() -> Progress | None:
-    """A line on stderr with draws made, their rate, the time left and what is open; None where
-    stderr is no terminal. Shown from one second on."""
+    """A line on stderr with draws (or steps) made, their rate, the time left and what is open; None
+    where stderr is no terminal. Shown from one second on."""
     if not sys.stderr.isatty():
         return None
     started = time.monotonic()
+    state: dict[str, float] = {"done": 0, "since": started}
 
-    def show(done: int, most: int, left: int, findings: int) -> None:
-        passed = time.monotonic() - started
-        if passed < 1.0:
+    def show(done: int, most: int, unit: str, left: str) -> None:
+        now = time.monotonic()
+        if done < state["done"]:
+            state["since"] = now  # another run of steps
+        state["done"] = done
+        if now - started < 1.0:
             return
-        rate = done / passed
+        rate = done / max(now - state["since"], 1e-9)
         filled = round(20 * done / most)
         remaining = (most - done) / rate if rate > 0 else 0.0
-        text = (f"probe [{'#' * filled}{'.' * (20 - filled)}] {done}/{most} draws, {rate:.0f}/s, "
-                f"at most {remaining:.0f} s more, {left} of {findings} open")  # fmt: skip
+        text = (f"probe [{'#' * filled}{'.' * (20 - filled)}] {done}/{most} {unit}, {rate:.0f}/s, "
+                f"at most {remaining:.0f} s more, {left}")  # fmt: skip
         sys.stderr.write(f"\r\x1b[2K{text[:110]}")
         sys.stderr.flush()
 

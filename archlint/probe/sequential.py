@@ -24,6 +24,7 @@ from archlint.finding import Claim, Measurement, Verdict
 
 ALPHA = 0.01
 FIRST_LOOK = 32
+_TYPICAL = ("unit difference", "common part", "weight difference")  # what a typical draw has
 _DECADE = math.log(10)
 Floats = npt.NDArray[np.float64]
 
@@ -141,7 +142,7 @@ def judge(claim: Claim, x: Floats, look: int, lost: int = 0) -> Judged:
     level = spent(look)
     if "spread" in claim.statistic:
         found, unit = log_variance(x, level), 1.0
-    elif "typical" in claim.statistic:
+    elif "typical" in claim.statistic or claim.statistic in _TYPICAL:
         found, unit = mean(x, level), _DECADE
     else:
         found, unit = log_mean(x, level), _DECADE
@@ -158,8 +159,13 @@ def judge(claim: Claim, x: Floats, look: int, lost: int = 0) -> Judged:
     return Judged(verdict, Measurement(figure, low, high, n, lost, needed))
 
 
+def _is_signed(claim: Claim) -> bool:
+    """Whether the limit is meant with its sign, and not as a distance from zero."""
+    return "spread" in claim.statistic or claim.statistic in _TYPICAL
+
+
 def _limits(claim: Claim) -> Sequence[float]:
-    if claim.below or "spread" in claim.statistic:
+    if claim.below or _is_signed(claim):
         return (claim.limit,)
     return (math.copysign(claim.limit, claim.predicted),)
 
@@ -168,7 +174,7 @@ def _compare(claim: Claim, low: float, high: float) -> tuple[bool, bool]:
     """Whether an interval lies wholly beyond the limit, and wholly within it."""
     if claim.below:
         return high < claim.limit, low > claim.limit
-    if "spread" in claim.statistic:
+    if _is_signed(claim):
         return low > claim.limit, high < claim.limit
     limit = math.copysign(claim.limit, claim.predicted)
     return (low > limit, high < limit) if limit > 0 else (high < limit, low > limit)

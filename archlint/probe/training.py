@@ -1,132 +1,274 @@
 """Does training start? Many draws of one network are trained at once.
 
 Every draw sees the same batches in the same order; ``torch.func.vmap`` evaluates them together, and
-each has its own weights, gradient and optimizer state. A draw that diverges stays by itself.
+each has its own weights, gradient and optimizer state. Draws that do not start at the first
+learning rate are trained at the others, side by side, and have started where they have at one of
+them. What has started is left out of what follows, and so is a run whose numbers are no longer
+finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archlint.finding import Training
 from archlint.graph.model import LayerGraph
 from archlint.probe.draws import Drawer
-from archlint.probe.execute import Program
+from archlint.probe.ensemble import is_out_of_memory
+from archlint.probe.execute import DATA_SIZED, Program
+from archlint.probe.task import Batch, NoTask, Readout, Task
 
 Optimizer = Literal["sgd", "adam"]
+Tick = Callable[[int, int], bool]  # steps made, draws that train: whether to go on
+
+RATES: dict[Optimizer, tuple[float, ...]] = {"sgd": (0.02, 0.1, 0.004), "adam": (1e-3, 1e-2, 1e-4)}
+STEPS = 300
+CHECK = 10  # steps between two looks
+REAL = torch.float32  # what networks are trained in
 
 
-@dataclass(frozen=True)
-class Task:
-    """Samples and classes to learn, and others to test on: inputs [sample, …], labels [sample]."""
-
-    inputs: Tensor
-    labels: Tensor
-    test_inputs: Tensor
-    test_labels: Tensor
+class OutOfTime(Exception):
+    """The limit of time is reached; what has started has."""
 
 
-def digits(seed: int = 0, flat: bool = True) -> Task:
-    """scikit-learn's digits: 1,400 images of 8×8 to learn and 397 to test on, each pixel
-    standardised by the mean and variance of all. Needs scikit-learn."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+@dataclass
+class Runs:
+    """Draws of a network in training. What :meth:`run` has found so far is there at any time, also
+    when it is interrupted.
 
-    found = load_digits()
-    x = torch.tensor(found.data, dtype=torch.float32)
-    x = (x - x.mean()) / x.std()
-    y = torch.tensor(found.target)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    x, y = x[order], y[order]
-    if not flat:
-        x = x.reshape(-1, 1, 8, 8)
-    return Task(x[:1400], y[:1400], x[1400:], y[1400:])
-
-
-@dataclass(frozen=True)
-class Starts:
-    """When each draw began to learn: in epochs, None where it did not before the last one."""
-
-    epochs: tuple[int | None, ...]
-    most: int
-
-    @property
-    def failures(self) -> int:
-        """Draws that did not start."""
-        return sum(e is None for e in self.epochs)
-
-    @property
-    def mean(self) -> float:
-        """Mean epochs to the start; a draw that did not start counts with the last epoch."""
-        return sum(self.most if e is None else e for e in self.epochs) / len(self.epochs)
-
-
-def train(
-    graph: LayerGraph,
-    task: Task,
-    draws: int = 10,
-    rate: float = 0.02,
-    epochs: int = 30,
-    batch: int = 50,
-    optimizer: Optimizer = "sgd",
-    threshold: float = 0.2,
-    seed: int = 0,
-) -> Starts:
-    """Train draws of a classifier until each has the ``threshold`` of test accuracy.
-
-    The graph takes the task's inputs and its first output holds the logits. ``rate`` is the
-    learning rate. Raises CannotExecute for a graph that cannot be run, RuntimeError where vmap
-    does not take it.
+    Raises CannotExecute for a graph that cannot be run, NoTask for one with nothing to train.
     """
-    real, device = torch.float32, torch.device("cpu")
-    program = Program(graph, real, device)
-    drawer = Drawer(program.parameters, seed, real, device)
-    drawn = drawer.draw(0, draws)
-    weights = {
-        name: (p.clone() if drawer.plans[name].kind else p.expand(draws, *p.shape).clone())
-        for name, p in drawn.items()
-        if program.parameters[name].trainable
-    }
-    fixed = {name: p for name, p in drawn.items() if name not in weights}
-    first = graph.outputs[0]
 
-    def logits(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return program.run({**fixed, **weights}, [x])[first]
+    graph: LayerGraph
+    readout: Readout
+    task: Task
+    draws: int
+    optimizer: Optimizer = "sgd"
+    rates: Sequence[float] = ()
+    steps: int = STEPS
+    check: int = CHECK
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    memory: float = math.inf  # bytes
+    threshold: float | None = None  # of accuracy; the task's where None
+    started: dict[int, int] = field(default_factory=dict)  # draw -> steps
+    failed: set[int] = field(default_factory=set)
+    together: bool = True
+    remarks: list[str] = field(default_factory=list)
 
-    every = torch.func.vmap(logits, in_dims=(0, None), randomness="different")
-    state = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in weights.items()}
-    order = torch.Generator().manual_seed(seed)
-    started: list[int | None] = [None] * draws
-    step = 0
-    for epoch in range(1, epochs + 1):
-        shuffled = torch.randperm(len(task.inputs), generator=order)
-        for at in range(0, len(shuffled), batch):
-            rows = shuffled[at : at + batch]
-            step += 1
-            for p in weights.values():
-                p.requires_grad_()
-            out = every(weights, task.inputs[rows])
-            labels = task.labels[rows].repeat(draws)
-            loss = F.cross_entropy(out.flatten(0, 1), labels, reduction="sum") / len(rows)
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            with torch.no_grad():
-                for (name, p), g in zip(weights.items(), gradients, strict=True):
-                    p.requires_grad_(False)
-                    if g is not None:
-                        p -= rate * (g if optimizer == "sgd" else _adam(state[name], g, step))
+    def __post_init__(self) -> None:
+        self.rates = self.rates or RATES[self.optimizer]
+        self.program = Program(self.graph, REAL, self.device, frozenset({self.readout.value}))
+        self.drawer = Drawer(self.program.parameters, self.seed, REAL, self.device)
+        self.together = not any(node.op in DATA_SIZED for node in self.graph.walk())
+        self.trained = [
+            name for name, p in self.program.parameters.items()
+            if p.trainable and "float" in p.dtype
+        ]  # fmt: skip
+        if not self.trained:
+            raise NoTask("the model has no parameters to train")
+
+    def run(self, tick: Tick = lambda steps, draws: True) -> None:
+        """Train every draw until it starts. Raises OutOfTime where ``tick`` says so."""
+        self._train_all(list(range(self.draws)), self.rates[:1], tick)
+        left = [i for i in range(self.draws) if i not in self.started]
+        self._train_all(left, self.rates[1:], tick)
+
+    def _train_all(self, draws: list[int], rates: Sequence[float], tick: Tick) -> None:
+        """Train draws at some rates, as many together as the memory holds."""
+        chunk = self._chunk(len(draws), len(rates)) if rates else 0
+        last = not rates or rates[-1] == self.rates[-1]
+        while draws and rates:
+            some = draws[:chunk]
+            try:
+                self._train(some, rates, tick)
+            except (RuntimeError, MemoryError) as problem:
+                if is_out_of_memory(problem) and len(some) > 1:
+                    chunk = len(some) // 2
+                    continue
+                if not self.together or is_out_of_memory(problem):
+                    raise
+                self.together = False
+                text = " ".join(str(problem).split())[:100]
+                self.remarks.append(f"trained one by one, since vmap does not take it: {text}")
+                continue
+            if last:
+                self.failed.update(i for i in some if i not in self.started)
+            draws = draws[chunk:]
+
+    def result(self) -> Training:
+        """What has been found so far."""
+        steps = sorted(self.started.values())
+        undecided = self.draws - len(self.started) - len(self.failed)
+        return Training(
+            self.draws, len(steps), int(median(steps)) if steps else None, undecided, self.steps,
+            self.task.name, self.optimizer, tuple(self.rates),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ one learning rate
+
+    def _chunk(self, draws: int, rates: int) -> int:
+        """How many draws fit the memory: weights, gradients and the optimizer's state, and all
+        values of a batch."""
+        weights = sum(math.prod(p.shape) for p in self.program.parameters.values())
+        groups = len(self.task.held.labels) if not self.task.rows else 1
+        values = sum(
+            v.size or 0 for v in self.graph.values.values()
+            if v.parameter is None and v.constant is None
+        )  # fmt: skip
+        batch = max(groups, math.ceil(32 / self.task.samples))
+        one = rates * REAL.itemsize * ((5 if self.optimizer == "adam" else 3) * weights
+                               + 2.0 * batch * values)  # fmt: skip
+        return max(1, min(draws, int(self.memory / (one + 1))))
+
+    def _train(self, draws: Sequence[int], each: Sequence[float], tick: Tick) -> None:
+        """Train some draws at each of some rates."""
+        active = [(i, rate) for i in draws for rate in each]
+        rates = torch.tensor([rate for _, rate in active], dtype=REAL, device=self.device)
+        weights, others, fixed = self._drawn(draws, len(each))
+        state: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.optimizer == "adam":
+            state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in weights.items()}
+        threshold = self.threshold if self.threshold is not None else self.task.threshold
+        batches = self.task.batches(self.seed)
+        torch.manual_seed(self.seed)  # of dropout
+        for step in range(1, self.steps + 1):
+            self._step(next(batches), weights, others, fixed, state, rates, step)
+            if step % self.check and step != self.steps:
+                continue
+            accuracy, sound = self._look(weights, others, fixed)
+            for k, (i, _) in enumerate(active):
+                if accuracy[k] >= threshold:
+                    self.started.setdefault(i, step)
+            keep = [k for k, (i, _) in enumerate(active) if sound[k] and i not in self.started]
+            self.failed.update(
+                {i for i in draws if i not in self.started}
+                - ({active[k][0] for k in keep} if step < self.steps else set())
+            )
+            if not tick(step, len({active[k][0] for k in keep})):
+                raise OutOfTime
+            if not keep:
+                return
+            if len(keep) < len(active):
+                place = torch.tensor(keep, dtype=torch.int64, device=self.device)
+                active = [active[k] for k in keep]
+                rates = rates[place]
+                weights = {n: p[place] for n, p in weights.items()}
+                others = {n: p[place] for n, p in others.items()}
+                state = {n: (a[place], b[place]) for n, (a, b) in state.items()}
+
+    def _drawn(
+        self, draws: Sequence[int], copies: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Weights to train [draw × rate, *shape], random ones that stay, and what all share."""
+        each = [self.drawer.draw(i, 1) for i in draws]
+        weights: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
+        fixed: dict[str, Tensor] = {}
+        for name, plan in self.drawer.plans.items():
+            if plan.kind:
+                p = torch.cat([drawn[name] for drawn in each])
+                p = p.repeat_interleave(copies, 0)
+            elif name in self.trained:
+                p = each[0][name]
+                p = p.expand(len(draws) * copies, *p.shape).clone()
+            else:
+                fixed[name] = each[0][name]
+                continue
+            (weights if name in self.trained else others)[name] = p
+        return weights, others, fixed
+
+    def _logits(
+        self,
+        weights: Mapping[str, Tensor],
+        others: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
+        batch: Batch,
+    ) -> Tensor:
+        """[draw, group, sample, class]."""
+
+        def group(
+            weights: Mapping[str, Tensor], others: Mapping[str, Tensor], x: Mapping[str, Tensor]
+        ) -> Tensor:
+            found = self.program.run({**fixed, **others, **weights}, x)
+            return self.readout(found[self.readout.value])
+
+        count = len(batch.labels)
+        if self.together:
+            if count == 1:
+                x = {id: t[0] for id, t in batch.inputs.items()}
+                one = torch.func.vmap(group, in_dims=(0, 0, None), randomness="different")
+                found: Tensor = one(weights, others, x)
+                return found[:, None]
+            inner = torch.func.vmap(group, in_dims=(None, None, 0), randomness="different")
+            outer = torch.func.vmap(inner, in_dims=(0, 0, None), randomness="different")
+            found = outer(weights, others, dict(batch.inputs))
+            return found
+        draws = len(next(iter(weights.values())))
+        return torch.stack([
+            torch.stack([
+                group({n: p[i] for n, p in weights.items()}, {n: p[i] for n, p in others.items()},
+                      {id: t[g] for id, t in batch.inputs.items()})
+                for g in range(count)
+            ])
+            for i in range(draws)
+        ])  # fmt: skip
+
+    def _step(
+        self,
+        batch: Batch,
+        weights: dict[str, Tensor],
+        others: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
+        state: Mapping[str, tuple[Tensor, Tensor]],
+        rates: Tensor,
+        step: int,
+    ) -> None:
+        for p in weights.values():
+            p.requires_grad_()
+        logits = self._logits(weights, others, fixed, batch)
+        if not logits.requires_grad:
+            raise NoTask("no gradient reaches a parameter from the output")
+        labels = batch.labels.expand(logits.shape[:-1]).flatten()
+        total = F.cross_entropy(logits.flatten(0, 2), labels, reduction="sum")
+        loss = total / batch.labels.numel()
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         with torch.no_grad():
-            best = every(weights, task.test_inputs).argmax(-1)
-        accuracy = (best == task.test_labels).float().mean(1)
-        for i, value in enumerate(accuracy.tolist()):
-            if started[i] is None and value >= threshold:
-                started[i] = epoch
-        if None not in started:
-            break
-    return Starts(tuple(started), epochs)
+            for (name, p), g in zip(weights.items(), gradients, strict=True):
+                p.requires_grad_(False)
+                if g is not None:
+                    rate = rates.reshape(-1, *[1] * (p.dim() - 1))
+                    p -= rate * (g if self.optimizer == "sgd" else _adam(state[name], g, step))
+
+    def _look(
+        self, weights: Mapping[str, Tensor], others: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor],
+    ) -> tuple[list[float], list[bool]]:  # fmt: skip
+        """The accuracy of each draw on the samples to look at, and whether it is finite."""
+        held = self.task.held
+        right = torch.zeros(0)
+        sound = torch.zeros(0)
+        count = len(held.labels)
+        part = max(1, min(count, math.ceil(64 / self.task.samples)))  # groups that fit as a step's
+        with torch.no_grad():
+            for g in range(0, count, part):
+                some = Batch({id: t[g : g + part] for id, t in held.inputs.items()},
+                             held.labels[g : g + part])  # fmt: skip
+                logits = self._logits(weights, others, fixed, some)
+                hits = (logits.argmax(-1) == some.labels).flatten(1).sum(1).double()
+                fine = logits.isfinite().flatten(1).all(1)
+                right = hits if g == 0 else right + hits
+                sound = fine if g == 0 else sound & fine
+        accuracy = torch.where(sound, right / held.labels.numel(), 0.0)
+        return accuracy.tolist(), [bool(b) for b in sound.tolist()]
 
 
 def _adam(state: tuple[Tensor, Tensor], g: Tensor, step: int) -> Tensor:

@@ -10,16 +10,19 @@ if TYPE_CHECKING:
 
 def render(report: Report) -> str:
     """The findings, one a line, then a line with their number."""
-    from archlint.wording import probed
+    from archlint.wording import probed, setting, trained, tried
 
     lines = []
     for target in report.targets:
         for finding in target.findings:
             where = target.target + (f": {finding.module}" if finding.module else "")
-            verdict = f" [{text}]" if (text := probed(finding)) else ""
+            verdict = "".join(f" [{text}]" for text in (probed(finding), tried(finding)) if text)
             lines.append(
                 f"{where}: {finding.code} [{finding.severity.label}] {finding.message}{verdict}"
             )
+        if target.training is not None:
+            lines.append(f"{target.target}: {trained(target.training)} "
+                         f"({setting(target.training)})")  # fmt: skip
     lines.append(summary(report))
     return "\n".join(lines) + "\n"
 

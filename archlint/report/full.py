@@ -11,7 +11,7 @@ from rich.text import Text
 from archlint.finding import Finding, Severity
 from archlint.report.concise import summary
 from archlint.report.excerpt import Mark, excerpt
-from archlint.wording import probed
+from archlint.wording import probed, setting, trained, tried
 
 if TYPE_CHECKING:
     from archlint.linter import Report, TargetReport
@@ -30,15 +30,19 @@ def write(report: Report, console: Console, explain_silence: bool = False) -> No
 def _target(target: TargetReport, console: Console, explain_silence: bool) -> None:
     for finding in target.findings:
         _finding(finding, target, console)
-    if target.findings or explain_silence:
+    if target.findings or target.training or explain_silence:
         console.print(Text(about(target), style="dim"))
+        if target.training is not None:
+            text = f"training: {trained(target.training)} ({setting(target.training)})"
+            console.print(Text(text, style="dim"))
+    if target.findings or target.probe_remarks or explain_silence:
         for remark in target.probe_remarks:
             console.print(Text(f"probe: {remark}", style="dim"))
     if explain_silence:
         for silence in target.silences:
             where = f" at {silence.where}" if silence.where else ""
             console.print(Text(f"  {silence.code} is silent{where}: {silence.reason}", "dim"))
-    if target.findings or explain_silence:
+    if target.findings or target.training or explain_silence:
         console.print()
 
 
@@ -68,12 +72,14 @@ def _finding(finding: Finding, target: TargetReport, console: Console) -> None:
     if finding.severity is Severity.INFO:
         _labelled(console, "note", rest)
         _labelled(console, "probe", probed(finding))
+        _labelled(console, "training", tried(finding))
         console.print()
         return
     for line in finding.sketch:
         console.print(Text.assemble(("   | ", "blue"), line), no_wrap=True, overflow="ellipsis")
     _labelled(console, "note", rest)
     _labelled(console, "probe", probed(finding))
+    _labelled(console, "training", tried(finding))
     if finding.suggestion is not None:
         _labelled(console, "help", finding.suggestion.text)
         if finding.suggestion.code:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from archlint import __version__
-from archlint.finding import Finding, Severity, Site, short_path
+from archlint.finding import Finding, Severity, Site, Training, short_path
 
 if TYPE_CHECKING:
     from archlint.linter import Report, TargetReport
@@ -46,6 +46,7 @@ def _target(target: TargetReport) -> dict[str, Any]:
         "weights_evidence": target.weights_evidence,
         "notes": [*target.notes, *(f"probe: {remark}" for remark in target.probe_remarks)],
         "findings": [_finding(finding) for finding in target.findings],
+        "training": _training(target.training),
     }  # fmt: skip
 
 
@@ -70,18 +71,48 @@ def _finding(finding: Finding) -> dict[str, Any]:
         },
         "verdict": finding.verdict,
         "measurement": _measurement(finding),
+        "trial": _trial(finding),
+    }
+
+
+def _trial(finding: Finding) -> dict[str, Any] | None:
+    """Training as the network is and with what is suggested; null where nothing was trained."""
+    trial, suggestion = finding.trial, finding.suggestion
+    if trial is None:
+        return None
+    return {
+        "found": _training(trial.found),
+        "remedied": _training(trial.remedied),
+        "remedy": suggestion.remedy.words if suggestion and suggestion.remedy else None,
+        "remark": trial.remark,
+    }
+
+
+def _training(training: Training | None) -> dict[str, Any] | None:
+    if training is None:
+        return None
+    return {
+        "draws": training.draws,
+        "started": training.started,
+        "failed": training.failed,
+        "undecided": training.undecided,
+        "steps": training.steps,
+        "most": training.most,
+        "task": training.task,
+        "optimizer": training.optimizer,
+        "rates": list(training.rates),
     }
 
 
 def _measurement(finding: Finding) -> dict[str, Any] | None:
     """What the probe measured, beside what was claimed; null where it was not asked."""
     found, claim = finding.measurement, finding.claim
-    if found is None or claim is None:
+    if found is None:
         return None
     return {
-        "statistic": claim.statistic,
-        "predicted": _plain(claim.predicted),
-        "limit": _plain(claim.limit),
+        "statistic": claim.statistic if claim is not None else None,
+        "predicted": _plain(claim.predicted) if claim is not None else None,
+        "limit": _plain(claim.limit) if claim is not None else None,
         "figure": _plain(found.figure),
         "low": _plain(found.low),
         "high": _plain(found.high),

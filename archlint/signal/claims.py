@@ -30,6 +30,15 @@ def drift_claim(segment: Segment, drift: float, limit: float) -> Claim:
                  limit)  # fmt: skip
 
 
+def stretch_claim(segment: Segment, off: float, limit: float) -> Claim | None:
+    """The claim behind a part ``off`` of a segment's drift, in decades: that of the whole segment,
+    None where that is no such drift, the rest making up for the part."""
+    drift = segment.log10_drift
+    if drift is None or drift * off <= 0 or abs(drift) < limit:
+        return None
+    return drift_claim(segment, drift, limit)
+
+
 def growth_claim(trunk: Trunk, growth: float, limit: float) -> Claim | None:
     """The claim that a residual stream grows by ``growth`` decades; None where blocks with a norm
     lie between, whose growth is no part of it."""

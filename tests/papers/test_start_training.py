@@ -3,15 +3,19 @@ accuracy of narrow networks and of initializers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from archlint.graph.from_torch import load_torch
-from archlint.probe.training import Starts, digits, train
+from archlint.probe.task import Batch, Readout, Task, digit_images, grouped
+from archlint.probe.training import Optimizer, Runs
 from tests.rules.models import glorot, he, lecun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -32,10 +36,37 @@ def mlp(widths: list[int], init: Callable[[nn.Linear], nn.Linear] = he) -> nn.Mo
     return nn.Sequential(*layers, init(nn.Linear(widths[-1], 10)))
 
 
-def starts(build: Callable[[], nn.Module], epochs: int = 30, draws: int = 10,
-           optimizer: str = "sgd", rate: float = 0.02) -> Starts:  # fmt: skip
+STEPS = 28  # of an epoch: 1,400 digits in batches of 50
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Mean epochs to 20 % test accuracy, a draw that does not start counting with the last one."""
+
+    mean: float
+    failures: int
+
+
+def starts(
+    build: Callable[[], nn.Module],
+    epochs: int = 30,
+    draws: int = 10,
+    optimizer: Optimizer = "sgd",
+    rate: float = 0.02,
+) -> Starts:
     graph = load_torch(build, {"": ((50, 64), None)})
-    return train(graph, digits(), draws, rate, epochs, optimizer=optimizer)  # type: ignore[arg-type]
+    images, labels = digit_images()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    rows = {graph.inputs[0]: images.flatten(1)[order]}, labels[order]
+    learned = Batch({id: x[:1400] for id, x in rows[0].items()}, rows[1][:1400])
+    held = grouped(Batch(*rows), torch.arange(1400, 1797), 50, axis=True)
+    task = Task("digits", learned, held, 50, 0.1, rows=True)
+    assert task.threshold == pytest.approx(0.2)
+    where = Readout(graph.outputs[0], 0, 1, 50, 10)
+    runs = Runs(graph, where, task, draws, optimizer, (rate,), STEPS * epochs, STEPS)
+    runs.run()
+    every = [runs.started.get(i, STEPS * epochs) / STEPS for i in range(draws)]
+    return Starts(sum(every) / draws, len(runs.failed))
 
 
 @cache
@@ -85,3 +116,86 @@ def test_mean_length_decides(
     """SGD does not start once E M has lost nine decades, and starts at two."""
     found = starts(lambda: mlp([64] * depth, init), epochs=20, draws=5)
     assert found.failures == (0 if begins else 5), found.epochs
+
+
+# --------------------------------------------------------------------------- residual scales
+
+
+class Residual(nn.Module):
+    """h ← h + η_ℓ·relu(W_ℓ h), width 5 (their Fig. 2), between He-initialised linear maps."""
+
+    def __init__(self, scales: list[float]) -> None:
+        super().__init__()
+        self.scales = scales
+        self.stem = he(nn.Linear(64, 5))
+        self.blocks = nn.ModuleList([he(nn.Linear(5, 5)) for _ in scales])
+        self.head = he(nn.Linear(5, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for scale, block in zip(self.scales, self.blocks, strict=True):
+            h = h + scale * torch.relu(block(h))
+        found: Tensor = self.head(h)
+        return found
+
+
+SCALES: dict[str, Callable[[int], list[float]]] = {
+    "1": lambda n: [1.0] * n,
+    "0.5": lambda n: [0.5] * n,
+    "0.9^l": lambda n: [0.9**i for i in range(1, n + 1)],
+    "1/sqrt(L)": lambda n: [n**-0.5] * n,
+    "0.5^l": lambda n: [0.5**i for i in range(1, n + 1)],
+    "1/L": lambda n: [1 / n] * n,
+}
+
+
+def test_residual_scales() -> None:
+    table = {(name, n): starts(partial(Residual, SCALES[name](n)), epochs=20)
+             for name in SCALES for n in (10, 20, 40)}  # fmt: skip
+    for name in SCALES:
+        print(f"{name:>10}", *(f"{table[name, n].mean:5.1f} ({table[name, n].failures})"
+                               for n in (10, 20, 40)))  # fmt: skip
+
+
+# --------------------------------------------------------------------------- initializers
+
+
+def truncated(layer: nn.Linear) -> nn.Linear:
+    std = math.sqrt(2 / layer.in_features)
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def he_uniform(layer: nn.Linear) -> nn.Linear:
+    nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def twice(layer: nn.Linear) -> nn.Linear:
+    nn.init.normal_(layer.weight, std=math.sqrt(4 / layer.in_features))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+# Decades of E M a layer of equal fan-in and fan-out (theory.md 1.3).
+INITIALIZERS: dict[str, tuple[Callable[[nn.Linear], nn.Linear], float]] = {
+    "He normal": (he, 0.0),
+    "He uniform": (he_uniform, 0.0),
+    "truncated He": (truncated, -0.1114),
+    "LeCun": (lecun, -0.3010),
+    "Glorot": (glorot, -0.3010),
+    "2 x He": (twice, 0.3010),
+    "torch": (lambda layer: layer, -0.7782),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_initializers(optimizer: Optimizer) -> None:
+    rate = 0.02 if optimizer == "sgd" else 1e-3
+    table = {(name, d): starts(partial(mlp, [64] * d, init), 20, 5, optimizer, rate)
+             for name, (init, _) in INITIALIZERS.items() for d in (4, 8, 16, 32)}  # fmt: skip
+    for name, (_, decades) in INITIALIZERS.items():
+        print(f"{name:>14}", *(f"{table[name, d].mean:5.1f} ({table[name, d].failures}) at "
+                               f"{decades * d:5.1f}" for d in (4, 8, 16, 32)))  # fmt: skip

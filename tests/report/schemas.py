@@ -42,6 +42,17 @@ VALUES = {
     "type": "object",
     "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
 }
+TRAINING = record(
+    draws=COUNT,
+    started=COUNT,
+    failed=COUNT,
+    undecided=COUNT,
+    steps={"type": ["integer", "null"]},
+    most=COUNT,
+    task=STRING,
+    optimizer={"enum": ["sgd", "adam"]},
+    rates=every({"type": "number"}),
+)
 FINDING = record(
     code={"type": "string", "pattern": r"^[A-Z]+\d+$"},
     slug={"type": "string", "pattern": r"^[a-z0-9-]+$"},
@@ -56,7 +67,7 @@ FINDING = record(
     verdict={"enum": [None, "confirmed", "refuted", "inconclusive"]},
     measurement=optional(
         record(
-            statistic=STRING,
+            statistic={"type": ["string", "null"]},
             predicted=NUMBER,
             limit=NUMBER,
             figure=NUMBER,
@@ -68,7 +79,11 @@ FINDING = record(
             remark=STRING,
         )
     ),
-)
+    trial=optional(
+        record(found=optional(TRAINING), remedied=optional(TRAINING), remark=STRING,
+               remedy={"type": ["string", "null"]})
+    ),
+)  # fmt: skip
 TARGET: dict[str, Any] = {
     "target": STRING,
     "input": {"type": "object", "additionalProperties": STRING},
@@ -88,7 +103,9 @@ FAILED = record(
 CHECK = record(
     schema_version={"const": 1},
     archlint=STRING,
-    targets=every({"anyOf": [record(**TARGET, findings=every(FINDING)), FAILED]}),
+    targets=every(
+        {"anyOf": [record(**TARGET, findings=every(FINDING), training=optional(TRAINING)), FAILED]}
+    ),
     summary=record(
         targets=COUNT, failed=COUNT, findings=COUNT, error=COUNT, warning=COUNT, info=COUNT
     ),
