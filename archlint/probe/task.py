@@ -105,8 +105,8 @@ def samples_of(graph: LayerGraph) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """Samples to learn and others to look at. ``share`` is that of the commonest answer among the
-    latter. A task to remember has one batch, which is both."""
+    """Samples to learn and others to look at. ``share`` is that of the commonest answer. A task to
+    remember has one batch, which is both."""
 
     name: str
     learned: Batch
@@ -269,8 +269,7 @@ def _split(
     rest = order[held:]
     learned = Batch({id: x[rest] for id, x in inputs.items()}, labels[rest])
     looked = grouped(every, order[:held], found.samples, axis)
-    share = _commonest(looked.labels)
-    return Task(name, learned, looked, found.samples, share, axis, rows=True)
+    return Task(name, learned, looked, found.samples, _commonest(labels), axis, rows=True)
 
 
 def remembered(

@@ -150,8 +150,8 @@ def _wider(graph: LayerGraph, nodes: frozenset[str], times: float) -> LayerGraph
                 if applies:
                     stretch(node.inputs[1], axis)
             if reads:  # the gain stays: the variance goes with the fan-in
-                before = weight.shape[inside]
-                law = rescaled(law, before / more(before))
+                fan = weight.shape[inside]
+                law = rescaled(law, fan / more(fan))
             sizes = tuple(n or 1 for n in values[node.inputs[1]].shape or ())
             parameters[weight.name] = replace(weight, law=law, shape=sizes, load=None)
             if node.id in nodes:
