@@ -21,8 +21,8 @@ Progress = Callable[[int, int, str, str], None]  # made, most, of what, what is 
 class ProbeOptions:
     """How an experiment is run. ``draws`` and ``time`` (seconds) are upper limits; ``memory`` is in
     bytes, None for a quarter of what is free; ``data`` is FILE.npy, FILE.npz or ``module:loader``;
-    ``train`` asks whether training starts, with ``optimizer``; ``progress`` is told of draws (or
-    steps) made, the most, and what is open."""
+    ``train`` asks whether training starts in ``steps`` steps of ``optimizer``; ``progress`` is told
+    of draws (or steps) made, the most, and what is open."""
 
     draws: int = 2048
     time: float = 120.0
@@ -31,11 +31,12 @@ class ProbeOptions:
     memory: float | None = None
     data: str | None = None
     train: bool = False
+    steps: int = 300
     optimizer: Literal["sgd", "adam"] = "sgd"
     progress: Progress | None = None
 
 
-_NAMES = ("draws", "time", "seed", "device", "memory", "data", "train")
+_NAMES = ("draws", "time", "seed", "device", "memory", "data", "train", "steps")
 
 
 def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +55,9 @@ def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--train", is_flag=True,
                      help="Also train some draws for a few hundred steps: do they start, and do "
                           "they with what is suggested?"),
+        click.option("--steps", type=click.IntRange(10), metavar="COUNT",
+                     help="How long --train trains at each learning rate.  "
+                          f"[default: {default.steps}]"),
         click.option("--data", metavar="FILE.npy|MODULE:LOADER",
                      help="Real inputs for the probe, [samples, …]; else normal numbers. With "
                           "classes beside them (FILE.npz, pairs of a loader) --train learns them."),
@@ -75,6 +79,8 @@ def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def options_of(probing: dict[str, Any], quiet: bool = False) -> ProbeOptions:
     """The options that were given, the rest as it is by default. Raises ArchlintError."""
     given = dict(probing)
+    if "steps" in given and "train" not in given:
+        raise ArchlintError("--steps is for training", "add --train")
     if "memory" in given:
         given["memory"] = parse_size(given["memory"])
     return ProbeOptions(**given, progress=None if quiet else bar())

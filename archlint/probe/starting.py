@@ -92,9 +92,9 @@ def _compare(
     limit = time.monotonic() + left / (1 + len(remedies))
     draws = min(DRAWS, options.draws)
 
-    def trained(graph: LayerGraph, limit: float) -> Training:
-        runs = Runs(graph, where, task, draws, options.optimizer, seed=options.seed,
-                    device=device, memory=memory)  # fmt: skip
+    def train(graph: LayerGraph, limit: float, to: list[Training | str]) -> None:
+        runs = Runs(graph, where, task, draws, options.optimizer, steps=options.steps,
+                    seed=options.seed, device=device, memory=memory)  # fmt: skip
 
         def tick(step: int, open: int) -> bool:
             if options.progress is not None:
@@ -105,34 +105,35 @@ def _compare(
             runs.run(tick)
         except OutOfTime:
             pass
+        except KeyboardInterrupt:
+            to.append(runs.result())
+            raise
         finally:
             found.remarks += [r for r in runs.remarks if r not in found.remarks]
-            results.append(runs.result())
-        return results[-1]
+        to.append(runs.result())
 
-    results: list[Training] = []
+    own: list[Training | str] = []
     trials: list[Training | str] = []
     try:
-        trained(graph, limit)
+        train(graph, limit, own)
         for k, remedy in enumerate(remedies):
             changed = remedied(graph, remedy)
             if changed is None:
-                trials.append(f"{remedy.words} cannot be applied to this graph by itself")
+                trials.append(f"{remedy.words}: not to be made in this graph by itself")
                 continue
             share = (until - time.monotonic()) / (len(remedies) - k)
             try:
-                trials.append(trained(changed, time.monotonic() + share))
+                train(changed, time.monotonic() + share, trials)
             except (CannotExecute, RuntimeError, ValueError) as problem:
                 text = " ".join(str(problem).split())[:100]
                 trials.append(f"with {remedy.words} it does not run: {text}")
     finally:
-        if results:
-            found.training = results[0]
-            if len(results) > len(trials) + 1:  # interrupted in a reference
-                trials.append(results[-1])
-            found.findings = tuple(
-                _tried(finding, results[0], remedies, trials) for finding in found.findings
-            )
+        for training in own:
+            if isinstance(training, Training):
+                found.training = training
+                found.findings = tuple(
+                    _tried(finding, training, remedies, trials) for finding in found.findings
+                )
 
 
 def _tried(

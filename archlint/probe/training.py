@@ -29,8 +29,7 @@ from archlint.probe.task import Batch, NoTask, Readout, Task
 Optimizer = Literal["sgd", "adam"]
 Tick = Callable[[int, int], bool]  # steps made, draws that train: whether to go on
 
-RATES: dict[Optimizer, tuple[float, ...]] = {"sgd": (0.02, 0.1, 0.004), "adam": (1e-3, 1e-2, 1e-4)}
-STEPS = 300
+RATES: dict[Optimizer, tuple[float, ...]] = {"sgd": (0.05, 0.2, 0.01), "adam": (1e-3, 1e-2, 1e-4)}
 CHECK = 10  # steps between two looks
 REAL = torch.float32  # what networks are trained in
 
@@ -53,7 +52,7 @@ class Runs:
     draws: int
     optimizer: Optimizer = "sgd"
     rates: Sequence[float] = ()
-    steps: int = STEPS
+    steps: int = 300
     check: int = CHECK
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -127,7 +126,7 @@ class Runs:
         batch = max(groups, math.ceil(32 / self.task.samples))
         one = rates * REAL.itemsize * ((5 if self.optimizer == "adam" else 3) * weights
                                + 2.0 * batch * values)  # fmt: skip
-        return max(1, min(draws, int(self.memory / (one + 1))))
+        return max(1, int(min(draws, self.memory / (one + 1))))
 
     def _train(self, draws: Sequence[int], each: Sequence[float], tick: Tick) -> None:
         """Train some draws at each of some rates."""
@@ -149,10 +148,6 @@ class Runs:
                 if accuracy[k] >= threshold:
                     self.started.setdefault(i, step)
             keep = [k for k, (i, _) in enumerate(active) if sound[k] and i not in self.started]
-            self.failed.update(
-                {i for i in draws if i not in self.started}
-                - ({active[k][0] for k in keep} if step < self.steps else set())
-            )
             if not tick(step, len({active[k][0] for k in keep})):
                 raise OutOfTime
             if not keep:

@@ -165,10 +165,10 @@ def _wider(graph: LayerGraph, nodes: frozenset[str], times: float) -> LayerGraph
                 stretch(node.output, rank - 1 if node.op == "linear" else 1)
                 wide.add(node.output)
         elif len(node.inputs) == 1 and (kind == "activation" or node.op in _PASSES):
-            axis = _wide_axis(graph, values, reads[0])
-            if axis is None:
+            along = _wide_axis(graph, values, reads[0])
+            if along is None:
                 return None
-            stretch(node.output, axis)
+            stretch(node.output, along)
             wide.add(node.output)
         else:
             return None
