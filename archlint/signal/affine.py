@@ -389,7 +389,44 @@ def multiplied_matrices(
         roles = kept_b if len(kept_b) == rank else _linear_roles(rank)
     counts = _counts([(n, _role(a, -1, shape), _role(b, over_b, other))])
     moves = ("position" in a.roles[:-1], "position" in last)
-    return contracted(a, b, counts, roles, moves)
+    joint = a.shared.get(len(shape) - 1), b.shared.get(len(other) + over_b)
+    found = contracted(a, b, counts, roles, moves, joint)
+    if len(other) < 2 or len(shape) < 2 or not found.second_moment or len(roles) != rank:
+        return found
+    shared = {}
+    for axis, free in ((rank - 2, a.between_features(len(shape) - 2)),
+                       (rank - 1, b.between_features(len(other) - 1))):  # fmt: skip
+        if roles[axis] == "feature" and free is not None:
+            c = _contracted_pair(a, b, counts, (free, 1.0) if axis == rank - 2 else (1.0, free))
+            if c is not None:
+                shared[axis] = min(max(c / found.second_moment, -1.0), 1.0)
+    return found.but(shared=shared)
+
+
+def _contracted_pair(
+    a: Signal, b: Signal, counts: tuple[int, int, int], free: tuple[float, float]
+) -> float | None:
+    """E[y y′] of two elements of a contraction that differ along a free feature axis of one of the
+    operands, of which two features share ``free`` at one place, and their means elsewhere."""
+    terms, places, _ = counts
+    far_a, far_b = _of_means(a), _of_means(b)
+    if far_a is None or far_b is None or a.second_moment is None or b.second_moment is None:
+        return None
+    near_a = far_a if free[0] < 1.0 else a.position_correlation
+    near_b = far_b if free[1] < 1.0 else b.position_correlation
+    if places > 1 and (near_a is None or near_b is None):
+        return None
+    one = terms * free[0] * free[1]
+    moved = terms * (places - 1) * (near_a or 0.0) * (near_b or 0.0)
+    rest = terms * (terms - places) * far_a * far_b
+    return a.second_moment * b.second_moment * (one + moved + rest)
+
+
+def _of_means(x: Signal) -> float | None:
+    """(E v)²/E v²: what two elements share that have nothing but their means in common."""
+    if x.second_moment is None or x.mean is None:
+        return None
+    return 1.0 if x.second_moment <= 0 else min(x.mean**2 / x.second_moment, 1.0)
 
 
 def _role(x: Signal, axis: int, shape: Sequence[int | None]) -> Role:
@@ -412,26 +449,37 @@ def _counts(axes: Sequence[tuple[int, Role, Role]]) -> tuple[int, int, int]:
 def contracted(
     a: Signal, b: Signal, counts: tuple[int, int, int], roles: tuple[Role, ...],
     moves: tuple[bool, bool] = (True, True),
+    joint: tuple[float | None, float | None] = (None, None),
 ) -> Signal:  # fmt: skip
     """Σ a_i b_i of two tensors that depend on each other through their means at most:
     E(Σ)² = E a² E b² Σ_{i,i′} c_a(i, i′)·c_b(i, i′), with each operand's own correlation between
     two terms: of one feature at two positions, or the mean's square of two features. ``moves``
     tells which operand the positions of the output come from: the other one's terms are the same
-    at two positions of the output."""
+    at two positions of the output. ``joint``: E[v v′]/E v² of two features that are summed over,
+    where more is known than the means."""
     if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
         return Signal(roles=roles)
     terms, places, samples = counts
     features = terms // (places * samples)
     square = a.second_moment * b.second_moment
-    fixed = a.mean**2 * b.mean**2
+    means = [(x, of, _of_means(x) or 0.0) for x, of in zip((a, b), joint, strict=True)]
 
-    def summed(same: float | None, moved: float | None) -> float | None:
+    def features_of(kind: str) -> float:
+        """Two features' E[a a′]E[b b′], of one place or of a pair of places or samples: of what
+        differs in both ways the lesser of the two."""
+        total = square
+        for x, of, least in means:
+            c = 1.0 if kind == "own" else getattr(x, kind)
+            total *= least if of is None else max(min(of, c or 0.0), least)
+        return total
+
+    def summed(same: float | None, moved: float | None, kind: str = "own") -> float | None:
         """Σ_{i,i′}: ``same`` where i = i′, ``moved`` where the position differs."""
         if same is None or (places > 1 and moved is None):
             return None
         one = terms * same * square
         near = terms * (places - 1) * (moved or 0.0) * square
-        return one + near + terms * (terms - places) * fixed
+        return one + near + terms * (terms - places) * features_of(kind)
 
     def times(c: float | None, d: float | None) -> float | None:
         return None if c is None or d is None else c * d
@@ -454,9 +502,10 @@ def contracted(
     return Signal(
         terms * a.mean * b.mean, second,
         correlated(summed(moved, within), second) if left else 1.0,
-        correlated(summed(between, apart), second), None, (), side, roles,
+        correlated(summed(between, apart, "sample_correlation"), second), None, (), side, roles,
         gaussian=features * places >= 8,
-        cross_correlation=correlated(summed(moved_apart if left else between, apart), second),
+        cross_correlation=correlated(summed(moved_apart if left else between, apart, "apart"),
+                                     second),
     )  # fmt: skip
 
 

@@ -286,8 +286,27 @@ def _div(step: Step) -> Signal:
             divisor = Signal(float(ones.mean()), float((ones**2).mean()), 1.0, 1.0, 0.0,
                              cross_correlation=1.0)  # fmt: skip
             return multiplied(aligned(step, 0), divisor)
-    below = inverse(aligned(step, 1))
-    return multiplied(aligned(step, 0), below)
+    below = aligned(step, 1)
+    if below.second_moment and below.mean and _of_one_product(step):
+        # the length of the row that both were multiplied with cancels: E(a/b)² = E a²/E b²
+        size = math.copysign(math.sqrt(below.second_moment), below.mean)
+        return scaled(aligned(step, 0), 1 / size)
+    return multiplied(aligned(step, 0), inverse(below))
+
+
+_SLICES = frozenset({"slice", "split", "select_index", "reshape", "add", "clip", "maximum", "cast"})
+
+
+def _of_one_product(step: Step) -> bool:
+    """Whether both inputs are parts of one product of matrices, but for numbers added."""
+    found = []
+    for value in (step.value(0), step.value(1)):
+        node = step.graph.producer.get(value or "")
+        while node is not None and node.op in _SLICES:
+            carried = [v for v in node.inputs if v is not None and v not in step.graph.static]
+            node = step.graph.producer.get(carried[0]) if len(carried) == 1 else None
+        found.append(node)
+    return found[0] is not None and found[0] is found[1] and found[0].op == "matmul"
 
 
 _STEADY = 0.35  # relative variance up to which a divisor is taken at the first terms of its inverse

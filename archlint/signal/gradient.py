@@ -138,13 +138,18 @@ def role_correlation(x: Signal, role: Role) -> Correlation:
     return 1.0 if x.second_moment <= 0 else min(x.mean**2 / x.second_moment, 1.0)
 
 
+def _along(x: Signal, axis: int) -> Correlation:
+    """The same along an axis, which may be one of features that share more than their means."""
+    return x.shared[axis] if axis in x.shared else role_correlation(x, x.roles[axis])
+
+
 def along_of(x: Signal, shape: Sequence[int | None] | None) -> tuple[Correlation, ...]:
     """E[x x′]/E x² along every axis of a tensor of that shape; 1 along one of size one."""
     if shape is None:
         return ()
     known = len(x.roles) == len(shape)
     return tuple(
-        1.0 if n == 1 else role_correlation(x, x.roles[a]) if known else None
+        1.0 if n == 1 else _along(x, a) if known else None
         for a, n in enumerate(shape)
     )
 

@@ -105,7 +105,8 @@ def _transpose(step: Step) -> Signal:
     roles = tuple(x.roles[a] for a in order) if len(x.roles) == len(order) else ()
     back = {a: i for i, a in enumerate(order)}
     parts = tuple(x.parts[a] for a in order) if len(x.parts) == len(order) else ()
-    return x.but(roles=roles, parts=parts, profile={back[a]: p for a, p in x.profile.items()})
+    return x.but(roles=roles, parts=parts, profile={back[a]: p for a, p in x.profile.items()},
+                 shared={back[a]: c for a, c in x.shared.items()})  # fmt: skip
 
 
 @transfers("expand", "tile")
@@ -145,7 +146,9 @@ def _concat(step: Step) -> Signal:
         sizes.append(size)
     kept = [(p, n) for p, n in zip(parts, sizes, strict=True) if n > 0]
     out = step.out_shape()
-    lead = max((p for p, _ in kept), key=lambda p: len(p.roles), default=UNKNOWN_SIGNAL)
+    # of a learned token beside those of samples the latter tell what the dimensions are
+    lead = max((p for p, _ in kept), key=lambda p: (len(p.roles), "sample" in p.roles),
+               default=UNKNOWN_SIGNAL)  # fmt: skip
     roles = lead.roles
     if step.node.op == "stack" or (out is not None and len(roles) != len(out)):
         roles = (*roles[:axis], "position", *roles[axis:]) if out and len(roles) + 1 == len(

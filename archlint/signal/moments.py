@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,6 +35,8 @@ class Signal:
     ``roles``: what each dimension indexes; ``parts``: where a reshape has merged dimensions, what
     each consists of, outer ones first, as (role, size). ``profile``: the second moment along an
     axis relative to its mean (zero padding), axis -> values, as a product over axes.
+    ``shared``: of a product of matrices, feature axis -> E[v v′]/E v² of two elements that differ
+    along it only; of other tensors that is the mean's square (:meth:`between_features`).
     """
 
     mean: float | None = None
@@ -53,6 +56,7 @@ class Signal:
     shortfall: float | None = None
     grad_spread: float | None = None
     grad_shortfall: float | None = None
+    shared: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     @property
     def known(self) -> bool:
@@ -79,6 +83,14 @@ class Signal:
         if self.position_correlation is None or self.sample_correlation is None:
             return None
         return min(self.position_correlation, self.sample_correlation)
+
+    def between_features(self, axis: int) -> float | None:
+        """E[v v′]/E v² of two elements that differ along an axis of features only."""
+        if axis in self.shared:
+            return self.shared[axis]
+        if self.mean is None or self.second_moment is None:
+            return None
+        return 1.0 if self.second_moment <= 0 else min(self.mean**2 / self.second_moment, 1.0)
 
     def but(self, **changes: object) -> Signal:
         """A copy with some fields replaced."""

@@ -20,6 +20,9 @@ for _family in _FAMILIES:
 _ELEMENTWISE = frozenset(
     {"activation", "arithmetic", "layout", "random", "normalisation", "softmax"}
 )
+# Ops whose output has the input's axes, so that what two features share stays as it is.
+_KEEP_AXES = frozenset({"matmul", "einsum", "transpose", "identity", "cast", "neg", "mul", "div",
+                        "slice", "split", "dropout"})  # fmt: skip
 _MIXING = frozenset({"concat", "stack", "where", "index_put", "scatter_nd", "scatter_elements"})
 
 
@@ -68,6 +71,8 @@ def _follow(
         result = results[i] if i < len(results) else UNKNOWN_SIGNAL
         if node.op not in ("reshape", "transpose", "unfold"):
             result = _with_parts(graph, node, signals, out, result)
+        if result.shared and node.op not in _KEEP_AXES:
+            result = result.but(shared={})
         signals[out] = result
     first = node.inputs[0] if node.inputs else None
     known = node.op in OPS and OPS[node.op].kind in _ELEMENTWISE and node.op not in _MIXING

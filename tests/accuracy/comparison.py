@@ -103,32 +103,29 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
     graph = graph or predicted_graph(case)
     signals = backpropagate(graph, propagate(graph))
     result = Comparison(case)
-    last: dict[str, Node] = {}
+    last: dict[tuple[str, tuple[int | None, ...] | None], Node] = {}
     for node in graph.nodes:
         for path in _paths(node.module):
-            last[path] = node
+            last[path, graph.shape(node.output)] = node
     at: dict[str, tuple[float | None, float | None]] = {}
     for path, figure in figures.items():
-        node = last.get(path)
-        if node is None or figure.second_moment is None:
+        # a module's output is the last value of its shape; none is where it became part of
+        # another op, such as a bias that is added to the logits of a fused attention
+        made = last.get((path, tuple(figure.shape)))
+        if made is None or figure.second_moment is None:
             continue
-        s = signals.get(node.output, UNKNOWN_SIGNAL)
-        own = node.module == path
-        shape = graph.shape(node.output)
-        if not own and (shape is None or list(shape) != figure.shape):
-            continue  # a container whose last value is not its output
+        s = signals.get(made.output, UNKNOWN_SIGNAL)
         forward = log_ratio(s.second_moment, figure.second_moment)
         gradient = log_ratio(s.grad_second_moment, figure.gradient)
-        at[node.output] = (forward, gradient)
+        at[made.output] = (forward, gradient)
         if figure.leaf:
             if s.second_moment is None:
-                result.unknown.append(f"{path} {node.op}")
+                result.unknown.append(f"{path} {made.op}")
             if figure.gradient is not None and s.grad_second_moment is None:
-                result.unknown_gradients.append(f"{path} {node.op}")
-        same_shape = shape is not None and list(shape) == figure.shape
-        sample = _correlation_error(s, figure, "sample") if same_shape else None
-        position = _correlation_error(s, figure, "position") if same_shape else None
-        result.rows.append(Row(path, figure.kind, node.op, forward, gradient, sample, position, s,
+                result.unknown_gradients.append(f"{path} {made.op}")
+        sample = _correlation_error(s, figure, "sample")
+        position = _correlation_error(s, figure, "position")
+        result.rows.append(Row(path, figure.kind, made.op, forward, gradient, sample, position, s,
                                figure))  # fmt: skip
     result.introduced = list(_introduced(graph, {k: v[0] for k, v in at.items()}))
     result.introduced_gradient = list(_introduced_back(graph, {k: v[1] for k, v in at.items()}))

@@ -83,6 +83,14 @@ def _attend(n: Any, x: Tensor, **options: Any) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
+def _linear_attention(n: Any, x: Tensor) -> Tensor:
+    """With the denominator as a column of ones beside the values."""
+    q, k, v = n.qkv(n.stem(x)).chunk(3, -1)
+    q, k = torch.relu(_heads(q, 3)), torch.relu(_heads(k, 3))
+    both = q @ (k.transpose(-1, -2) @ F.pad(_heads(v, 3), (0, 1), value=1.0))
+    return (both[..., :-1] / both[..., -1:]).transpose(1, 2).flatten(2)
+
+
 def _gate(n: Any, x: Tensor) -> Tensor:
     h = n.stem(x)
     return h * torch.sigmoid(n.b(torch.relu(n.a(h.mean((2, 3), keepdim=True)))))
@@ -182,6 +190,8 @@ CASES = [
           slack=0.02),
     _case("least of all", TOKENS, lambda n, x: n.a(x).amin((0, 1, 2)), a=lambda: nn.Linear(48, 64),
           slack=0.04),
+    _case("linear attention", TOKENS, _linear_attention, stem=_tokens,
+          qkv=lambda: nn.Linear(96, 288), slack=0.12),
     _case("windows there and back", (2, 8, 8, 24), lambda n, x: n.c(n.b(n.a(x).reshape(
         2, 2, 4, 2, 4, 24).transpose(2, 3).reshape(8, 16, 24)).reshape(2, 2, 2, 4, 4, 24).transpose(
             2, 3).reshape(2, 4, 2, 4, 2, 24).transpose(2, 3).reshape(2, 16, 96)),
