@@ -154,6 +154,8 @@ def _linear(step: Step) -> Signal:
     x = step.signal(0)
     result = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
                       feature_last(x, len(shape)), scale=step.number("alpha"))  # fmt: skip
+    kept = {a: p for a, p in x.profile.items() if a < len(shape) - 1}
+    result = result.but(profile=_with_bias(step, kept, result))
     # Of a flattened map no positions are left; of patches those of the patches are.
     flat = count_of(x, shape, (len(shape) - 1,), "position")
     left = count_of(x, shape, range(len(shape) - 1), "position")
@@ -390,17 +392,60 @@ def multiplied_matrices(
     counts = _counts([(n, _role(a, -1, shape), _role(b, over_b, other))])
     moves = ("position" in a.roles[:-1], "position" in last)
     joint = a.shared.get(len(shape) - 1), b.shared.get(len(other) + over_b)
-    found = contracted(a, b, counts, roles, moves, joint)
+    rows = a.shared.get(len(shape) - 2) if moves[0] else None
+    found = contracted(a, b, counts, roles, moves, joint, rows)
     if len(other) < 2 or len(shape) < 2 or not found.second_moment or len(roles) != rank:
         return found
+    found = _uneven(found, a, b, shape, other, rank)
     shared = {}
-    for axis, free in ((rank - 2, a.between_features(len(shape) - 2)),
-                       (rank - 1, b.between_features(len(other) - 1))):  # fmt: skip
-        if roles[axis] == "feature" and free is not None:
-            c = _contracted_pair(a, b, counts, (free, 1.0) if axis == rank - 2 else (1.0, free))
-            if c is not None:
-                shared[axis] = min(max(c / found.second_moment, -1.0), 1.0)
+    for axis, mine in ((rank - 2, True), (rank - 1, False)):
+        x, own = (a, len(shape) - 2) if mine else (b, len(other) - 1)
+        if roles[axis] == "position":
+            moved = contracted(a, b, counts, roles, (mine, not mine), joint).position_correlation
+            if moved is not None:
+                shared[axis] = moved
+            continue
+        free = x.between_features(own)
+        if free is None or roles[axis] != "feature":
+            continue
+        pair = _contracted_pair(a, b, counts, (free, 1.0) if mine else (1.0, free))
+        if pair is not None:
+            shared[axis] = min(max(pair / (found.second_moment or 1.0), -1.0), 1.0)
     return found.but(shared=shared)
+
+
+def _uneven(
+    y: Signal, a: Signal, b: Signal, shape: Sequence[int | None], other: Sequence[int | None],
+    rank: int,
+) -> Signal:  # fmt: skip
+    """What is left of the profiles of two matrices in their product. Along an axis that both have,
+    such as heads, lengths multiply; along the rows of the first and the columns of the second they
+    stay. Of rows that sum to one, such as of a softmax, only E Σp² is uneven."""
+    profile: dict[int, Profile] = {}
+    level = 1.0
+    for axis in range(rank - 2):
+        joint: Profile | None = None
+        for x, dims in ((a, len(shape)), (b, len(other))):
+            own = x.profile.get(axis - rank + dims)
+            if own is not None and (joint is None or joint.size == own.size):
+                joint = own if joint is None else joint * own
+        if joint is not None and joint.size > 1 and (mean := float(joint.mean())) > 0:
+            level *= mean
+            profile[axis] = joint / mean
+    rows, columns = a.profile.get(len(shape) - 2), b.profile.get(len(other) - 1)
+    if rows is not None:
+        n = shape[-1] or 1
+        sums_to_one = a.mean is not None and abs(a.mean * n - 1) < 1e-6 and a.one_sided > 0
+        share = 1.0
+        if sums_to_one and y.second_moment and a.second_moment and b.second_moment is not None:
+            rest = 1 - (b.position_correlation or 0.0)
+            share = min(n * a.second_moment * b.second_moment * rest / y.second_moment, 1.0)
+        profile[rank - 2] = share * rows + (1 - share)
+    if columns is not None:
+        profile[rank - 1] = columns
+    if level == 1.0 and not profile:
+        return y
+    return y.but(profile=profile, second_moment=product(y.second_moment, level))
 
 
 def _contracted_pair(
@@ -450,13 +495,15 @@ def contracted(
     a: Signal, b: Signal, counts: tuple[int, int, int], roles: tuple[Role, ...],
     moves: tuple[bool, bool] = (True, True),
     joint: tuple[float | None, float | None] = (None, None),
+    rows: float | None = None,
 ) -> Signal:  # fmt: skip
     """Σ a_i b_i of two tensors that depend on each other through their means at most:
     E(Σ)² = E a² E b² Σ_{i,i′} c_a(i, i′)·c_b(i, i′), with each operand's own correlation between
     two terms: of one feature at two positions, or the mean's square of two features. ``moves``
     tells which operand the positions of the output come from: the other one's terms are the same
     at two positions of the output. ``joint``: E[v v′]/E v² of two features that are summed over,
-    where more is known than the means."""
+    where more is known than the means. ``rows``: of two rows of a matrix at one column, where that
+    is not what two positions of it share."""
     if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
         return Signal(roles=roles)
     terms, places, samples = counts
@@ -487,7 +534,8 @@ def contracted(
     within = times(a.position_correlation, b.position_correlation)
     between = times(a.sample_correlation, b.sample_correlation)
     apart = times(a.apart, b.apart)
-    moved = times(a.position_correlation if moves[0] else 1.0,
+    in_rows = a.position_correlation if rows is None else rows
+    moved = times(in_rows if moves[0] else 1.0,
                   b.position_correlation if moves[1] else 1.0)  # fmt: skip
     moved_apart = times(a.apart if moves[0] else a.sample_correlation,
                         b.apart if moves[1] else b.sample_correlation)  # fmt: skip

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from archlint.graph.model import LayerGraph
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
@@ -22,6 +24,7 @@ from archlint.signal.transfer import Step, correlated, known_size, paired, trans
 
 _GRID = 100  # points of the outer integral at least
 _EACH = 64  # queries under a causal mask up to which each is evaluated
+_LONGEST = 65536  # queries of which a profile is kept
 _STEPS = 14  # lengths at which a longer one is, in geometric steps
 
 
@@ -88,9 +91,26 @@ def _softmax(step: Step) -> Signal:
     r = min(max(between / variance, 0.0), 1.0) if variance > 0 else 1.0
     apart = correlated(fixed, second)
     side = (1 - own) / (keys * (keys - 1)) if keys > 1 else 1.0
+    rank = len(shape)
+    queries = known_size(shape, (rank - 2,)) if axis == rank - 1 and rank > 1 else None
+    profile: dict[int, npt.NDArray[np.float64]] = {}
+    shared: dict[int, float] = {}
+    if queries and queries > 1:
+        each = [(participation(variance, seen), n) for seen, n in counts]
+        profile = _by_query(each, queries, rank, 0.0, 1.0)
+        alike = x.shared.get(rank - 2)
+        if spot and x.roles[rank - 2] == "position" and alike is not None:
+            # of two queries the one that sees more keys gives each the smaller weight
+            alike = (alike * x.second_moment - x.mean**2) / variance if variance > 0 else 1.0
+            joint, below = 0.0, 0
+            for (one, n), (seen, _) in zip(each, counts, strict=True):
+                pairs = (n * (n - 1) + 2 * n * below) / max(rows * (rows - 1), 1)
+                joint += shared_participation(one, seen, alike) * pairs
+                below += n
+            shared = {rank - 2: min(joint / own, 1.0)} if rows > 1 else {}
     return Signal(1 / keys, second, correlated(side, second) if spot else apart,
                   correlated(shared_participation(own, keys, r) / keys, second), None, (), 1,
-                  x.roles, cross_correlation=apart)  # fmt: skip
+                  x.roles, profile, cross_correlation=apart, shared=shared)  # fmt: skip
 
 
 def _shown(step: Step, keys: int) -> tuple[tuple[int, int], ...]:
@@ -253,9 +273,11 @@ def _attention(step: Step) -> Signal:
     counts = seen_by(step, queries, keys)
     rows = sum(n for _, n in counts)
     below = 0
+    uneven: list[tuple[float, int]] = []
     for seen, n in counts:
         own = sum(participation(content * (1 + d) + bias, seen) for d in (swing, -swing)) / 2
         tilt = content * (1 - own) ** 2 / wide if wide else 0.0
+        uneven.append((own + tilt, n))
         mean["own"] += own * n / rows
         mean["tilt"] += tilt * n / rows
         mean["s"] += shared_participation(own, seen, r_s) * n / rows
@@ -284,7 +306,20 @@ def _attention(step: Step) -> Signal:
         samples = correlated(x_v + more * mean["s"] + leaning(q.sample_correlation), second)
         apart = correlated(x_v + more * mean["x"] + leaning(q.apart), second)
     return Signal(v.mean, second, positions, samples, None, v.odd_in, v.one_sided, roles,
+                  _by_query(uneven, queries, len(shape), second - free * (own + tilt), free),
                   cross_correlation=apart)  # fmt: skip
+
+
+def _by_query(
+    uneven: Sequence[tuple[float, int]], queries: int, rank: int, fixed: float, free: float
+) -> dict[int, npt.NDArray[np.float64]]:
+    """E out² along the queries where they see different numbers of keys: ``fixed`` + ``free``·Σp²,
+    from (Σp² with its tilt, how many queries)."""
+    if len(uneven) < 2 or sum(n for _, n in uneven) != queries or queries > _LONGEST:
+        return {}
+    each = fixed + free * np.repeat([s for s, _ in uneven], [n for _, n in uneven])
+    level = float(each.mean())
+    return {rank - 2: each / level} if level > 0 else {}
 
 
 @transfers("rotary")

@@ -246,6 +246,8 @@ def _add(step: Step) -> Signal:
             shown = of_constant(rest)
             shown = (a if i == 0 else b).but(mean=shown.mean, second_moment=shown.second_moment)
             a, b = (shown, b) if i == 0 else (a, shown)
+            if not shown.second_moment:  # a mask alone
+                return added(a, b, sign).but(shared=step.signal(1 - i).shared)
     return added(a, b, sign)
 
 

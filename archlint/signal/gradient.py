@@ -148,10 +148,7 @@ def along_of(x: Signal, shape: Sequence[int | None] | None) -> tuple[Correlation
     if shape is None:
         return ()
     known = len(x.roles) == len(shape)
-    return tuple(
-        1.0 if n == 1 else _along(x, a) if known else None
-        for a, n in enumerate(shape)
-    )
+    return tuple(1.0 if n == 1 else _along(x, a) if known else None for a, n in enumerate(shape))
 
 
 def _steps(sizes: Sequence[int], cs: Sequence[Correlation]) -> list[tuple[Correlation, float]]:

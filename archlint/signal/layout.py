@@ -92,11 +92,39 @@ def _reshape(step: Step) -> Signal:
         if not group and n == 1 and 1 in same and list(after).count(1) == 1:
             role = same[1]
         roles.append(role)
-    where = {n: axis for axis, n in enumerate(after) if after.count(n) == 1}
-    profile = {where[before[a]]: p for a, p in x.profile.items()
-               if before.count(before[a]) == 1 and before[a] in where}  # fmt: skip
+    profile = _kept_profile(x, [n or 0 for n in before], [n or 0 for n in after])
     merged = any(len(g) > 1 for g in grouped)
     return x.but(roles=tuple(roles), parts=grouped if merged else (), profile=profile)
+
+
+def _kept_profile(
+    x: Signal, before: Sequence[int], after: Sequence[int]
+) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """The profiles of dimensions that a reshape leaves as they are, or splits where the profile is
+    a product over the parts."""
+    found = {}
+    start = np.cumprod([1, *after])
+    for axis, values in x.profile.items():
+        size = before[axis]
+        first = math.prod(before[:axis])
+        inside = [a for a, n in enumerate(after)
+                  if n > 1 and first <= start[a] and start[a] * n <= first * size]  # fmt: skip
+        sizes = [after[a] for a in inside]
+        if size != values.size or math.prod(sizes) != size or not inside:
+            continue
+        if len(inside) == 1:
+            found[inside[0]] = values
+            continue
+        grid = values.reshape(sizes)
+        parts = [grid.mean(axis=tuple(k for k in range(len(sizes)) if k != i))
+                 for i in range(len(sizes))]  # fmt: skip
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = np.multiply.outer(whole, part)
+        if np.abs(whole - grid).max() <= 0.01 * grid.max():
+            found.update({a: part for a, part in zip(inside, parts, strict=True)
+                          if part.max() - part.min() > 1e-9})  # fmt: skip
+    return found
 
 
 @transfers("transpose")

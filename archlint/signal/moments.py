@@ -35,8 +35,9 @@ class Signal:
     ``roles``: what each dimension indexes; ``parts``: where a reshape has merged dimensions, what
     each consists of, outer ones first, as (role, size). ``profile``: the second moment along an
     axis relative to its mean (zero padding), axis -> values, as a product over axes.
-    ``shared``: of a product of matrices, feature axis -> E[v v′]/E v² of two elements that differ
-    along it only; of other tensors that is the mean's square (:meth:`between_features`).
+    ``shared``: of a product of matrices, axis -> E[v v′]/E v² of two elements that differ along
+    it only. Of other tensors that is the mean's square along features
+    (:meth:`between_features`), and the correlation above along positions.
     """
 
     mean: float | None = None

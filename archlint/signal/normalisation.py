@@ -8,7 +8,9 @@ That the variance itself fluctuates is left out: of order 1/N.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.transfer import Step, correlated, count_of, known_size, paired, transfers
@@ -151,10 +153,38 @@ def _axes_count(step: Step, axes: tuple[int, ...]) -> tuple[int, int] | None:
     return None if features is None or positions is None else (features, positions)
 
 
-def _over(step: Step, features: int, positions: int) -> Signal:
+def evened(x: Signal, axes: Sequence[int]) -> Signal:
+    """The correlations that positions have once each is divided by its own length, by what is
+    known of the lengths along axes that are not normalised over. Two positions are taken to share
+    κ times the lesser of their two second moments, as two queries of a causal attention do."""
+    factor = 1.0
+    for axis, values in x.profile.items():
+        if axis in axes or axis >= len(x.roles) or x.roles[axis] != "position":
+            continue
+        if not (values > 0).all() or values.size < 2:
+            continue
+        q = np.sort(values)
+        n = q.size
+        more = np.arange(n - 1, -1, -1)  # how many are greater
+        least = float((q * more).sum()) / (n * (n - 1) / 2)
+        root = np.sqrt(q)
+        above = np.cumsum((1 / root)[::-1])[::-1] - 1 / root
+        even = float((root * above).sum()) / (n * (n - 1) / 2)
+        factor *= even / least
+    if factor == 1.0:
+        return x
+
+    def through(c: float | None) -> float | None:
+        return None if c is None else min(max(c * factor, -1.0), 1.0)
+
+    return x.but(position_correlation=through(x.position_correlation),
+                 cross_correlation=through(x.apart))  # fmt: skip
+
+
+def _over(step: Step, features: int, positions: int, axes: Sequence[int]) -> Signal:
     """A norm per sample over a set of features and positions; of a weight over a set of its
     elements, which then sum to zero."""
-    x = step.signal(0)
+    x = evened(step.signal(0), axes)
     if step.value(0) in step.graph.static:
         features, positions = 1, features * positions
     square = _feature_mean_square(x, features, positions)
@@ -170,13 +200,13 @@ def _layer_norm(step: Step) -> Signal:
     x, count = step.signal(0), _axes_count(step, step.ints("axes"))
     if count is None or x.second_moment is None:
         return Signal(roles=x.roles)
-    return _over(step, *count)
+    return _over(step, *count, step.ints("axes"))
 
 
 @transfers("rms_norm")
 def _rms_norm(step: Step) -> Signal:
     """Divides by the root mean square: the mean stays, relative to the length."""
-    x = step.signal(0)
+    x = evened(step.signal(0), step.ints("axes"))
     if x.second_moment is None:
         return Signal(roles=x.roles)
     result = normalised(step, x, 0.0, dict.fromkeys(_PAIRS, 0.0), step.number("eps"))
@@ -209,19 +239,22 @@ def _grouped(step: Step, groups: int) -> Signal:
     positions = known_size(shape, range(2, len(shape)))
     if positions is None:
         return Signal(roles=x.roles)
-    return _over(step, max(shape[1] // groups, 1), positions).but(
+    every = range(1, len(shape))
+    return _over(step, max(shape[1] // groups, 1), positions, every).but(
         profile={a: p for a, p in x.profile.items() if a != 1})  # fmt: skip
 
 
 @transfers("lp_normalize")
 def _lp_normalize(step: Step) -> Signal:
     """Unit Euclidean length along an axis: E x² = 1/n."""
-    x, shape = step.signal(0), step.shape(0)
+    x, shape = evened(step.signal(0), (int(step.number("axis")),)), step.shape(0)
     n = known_size(shape, (int(step.number("axis")),))
     if step.number("p") != 2 or n is None or x.second_moment is None:
         return UNKNOWN_SIGNAL
     mean = None if x.mean is None else x.mean / max(n * x.second_moment, 1e-300) ** 0.5
-    return x.but(mean=mean, second_moment=1 / n if x.second_moment > 0 else 0.0, spread=0.0)
+    return x.but(
+        mean=mean, second_moment=1 / n if x.second_moment > 0 else 0.0, spread=0.0, profile={}
+    )
 
 
 @transfers("local_response_norm")

@@ -22,7 +22,8 @@ _ELEMENTWISE = frozenset(
 )
 # Ops whose output has the input's axes, so that what two features share stays as it is.
 _KEEP_AXES = frozenset({"matmul", "einsum", "transpose", "identity", "cast", "neg", "mul", "div",
-                        "slice", "split", "dropout"})  # fmt: skip
+                        "slice", "split", "dropout", "softmax", "add", "masked_fill",
+                        "where"})  # fmt: skip
 _MIXING = frozenset({"concat", "stack", "where", "index_put", "scatter_nd", "scatter_elements"})
 
 

@@ -83,6 +83,13 @@ def _attend(n: Any, x: Tensor, **options: Any) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
+def _spelled(n: Any, x: Tensor) -> Tensor:
+    """Logits by a product of two maps of the tokens, under a causal mask."""
+    q, k = n.a(x).chunk(2, -1)
+    hidden = torch.full((24, 24), -1e9).triu(1)
+    return n.norm((q @ k.mT / 48**0.5 + hidden).softmax(-1) @ n.b(x))
+
+
 def _linear_attention(n: Any, x: Tensor) -> Tensor:
     """With the denominator as a column of ones beside the values."""
     q, k, v = n.qkv(n.stem(x)).chunk(3, -1)
@@ -192,6 +199,9 @@ CASES = [
           slack=0.04),
     _case("linear attention", TOKENS, _linear_attention, stem=_tokens,
           qkv=lambda: nn.Linear(96, 288), slack=0.12),
+    _case("heads of different lengths", TOKENS, lambda n, x: _heads(torch.cat([n.a(x), 4 * n.b(
+        x), n.c(x)], -1), 3) @ _heads(torch.cat([n.d(x), 3 * n.e(x), n.f(x)], -1), 3).mT,
+          slack=0.03, **{k: lambda: nn.Linear(48, 16) for k in "abcdef"}),
     _case("windows there and back", (2, 8, 8, 24), lambda n, x: n.c(n.b(n.a(x).reshape(
         2, 2, 4, 2, 4, 24).transpose(2, 3).reshape(8, 16, 24)).reshape(2, 2, 2, 4, 4, 24).transpose(
             2, 3).reshape(2, 4, 2, 4, 2, 24).transpose(2, 3).reshape(2, 16, 96)),
@@ -200,6 +210,13 @@ CASES = [
     _case("attention", TOKENS, _attend, stem=_tokens, qkv=lambda: nn.Linear(96, 288), slack=0.02),
     _case("attention causal", TOKENS, lambda n, x: _attend(n, x, is_causal=True), stem=_tokens,
           qkv=lambda: nn.Linear(96, 288), slack=0.02),
+    _case("attention causal and norm", TOKENS, lambda n, x: n.norm(n.out(_attend(
+        n, x, is_causal=True))), stem=_tokens, qkv=lambda: nn.Linear(96, 288, bias=False),
+          out=lambda: nn.Linear(96, 96, bias=False), norm=lambda: nn.LayerNorm(96), slack=0.02,
+          pairs=0.08),
+    _case("attention causal, spelled, and norm", TOKENS, _spelled, a=lambda: nn.Linear(48, 96),
+          b=lambda: nn.Linear(48, 64, bias=False), norm=lambda: nn.RMSNorm(64), slack=0.02,
+          pairs=0.05),
     _case("attention sharp", TOKENS, lambda n, x: _attend(n, x, scale=1.2), stem=_tokens,
           qkv=lambda: nn.Linear(96, 288), slack=0.04),
     _case("softmax spelled", TOKENS, lambda n, x: n.a(x).softmax(-1) @ n.b(x),
