@@ -36,6 +36,7 @@ from archlint.initialization.watch import Dispatcher, Watcher, geometry, law_of_
 
 # Elements of a model up to which it is built for real: 1.6 GB in single precision.
 FOR_REAL = 400_000_000
+TABLE = 1 << 22  # elements up to which those of a table are kept
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Recorded:
 
     ``law`` is None where it is not known. ``site`` is the call that decided it. ``clone_of`` names
     the parameter whose random numbers it repeats, ``shared`` says that other parameters depend on
-    the same numbers. ``overwritten`` are initializers of which nothing is left.
+    the same numbers. ``overwritten`` are initializers of which nothing is left. ``elements`` are
+    those of a table that follows from literals, where they are at hand.
     """
 
     law: Distribution | None
@@ -52,6 +54,7 @@ class Recorded:
     clone_of: str | None = None
     shared: bool = False
     overwritten: tuple[Overwritten, ...] = ()
+    elements: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -118,7 +121,19 @@ class Record:
             Overwritten(e.text, e.site) for e in dict.fromkeys(storage.overwritten)
             if not e.default and e.site is not None
         )  # fmt: skip
-        return Recorded(law, event.site, overwritten=gone)
+        table = law is not None and law.family == "deterministic"
+        return Recorded(law, event.site, overwritten=gone,
+                        elements=self._elements(tensor) if table else None)  # fmt: skip
+
+    def _elements(self, tensor: Tensor) -> Tensor | None:
+        """What stands in a table of a moderate size."""
+        storage = self.watcher.storage(tensor)
+        if tensor.numel() > TABLE:
+            return None
+        if storage is not None and storage.elements is not None:
+            held: Tensor = storage.elements
+            return held.detach().reshape(tensor.shape) if held.numel() == tensor.numel() else None
+        return tensor.detach() if self.watcher.is_real(tensor) else None
 
     def _table(
         self, tensor: Tensor, law: Distribution, parts: Sequence[tuple[float, Law]]
@@ -295,6 +310,11 @@ def _moved(watcher: Watcher, tensor: Tensor) -> Tensor:
     old = watcher.storage(tensor)
     if old is not None:
         storage.overwritten = old.overwritten
+        storage.elements = (
+            old.elements
+            if old.elements is not None
+            else (tensor.detach() if old.real and tensor.device.type != "meta" else None)
+        )
     if not isinstance(tensor, nn.Parameter):
         return data
     return nn.Parameter(data, requires_grad=tensor.requires_grad)

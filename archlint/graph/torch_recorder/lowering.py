@@ -406,7 +406,7 @@ class Lowerer:
                 dtype,
                 found.site,
                 trainable=bool(node.meta.get("trainable")),
-                load=self._loader(name) if name not in self.laws else None,
+                load=self._loader(name) if name not in self.laws else _of_table(found.elements),
                 clone_of=found.clone_of,
                 shared=found.shared,
                 overwritten=found.overwritten,
@@ -646,3 +646,10 @@ def known(name: str) -> bool:
 ENTERED = frozenset[str](())
 
 assert UNKNOWN not in OPS
+
+
+def _of_table(elements: Tensor | None) -> Callable[[], Any] | None:
+    """What loads a table that the record holds."""
+    if elements is None or elements.device.type == "meta":
+        return None
+    return lambda: _as_numpy(elements)
