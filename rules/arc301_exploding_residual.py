@@ -11,6 +11,7 @@ from archlint.signal.analysis import Analysis
 from archlint.signal.claims import growth_claim
 from archlint.signal.remedies import scaled
 from archlint.signal.structure import Trunk
+from archlint.signal.weights import rescaled_by
 from archlint.wording import (
     collapsed,
     factor,
@@ -91,7 +92,9 @@ class ExplodingResidual(Rule):
     For a branch that ends in a zero-mean linear map the add has no cross term, and
     E M grows by 1 + η²g per block, g the branch's gain on squared length; an activation after
     the add is part of the growth. Blocks with a norm inside the branch grow linearly and are left
-    out. The finding is Σ log₁₀ growth ≥ 1 (info), 2 (warning), 4 (error); with Adam twice as much.
+    out. Where a norm follows the last add, the length and the gradient, which grow alike, cancel
+    (DaViT's position convolutions), and nothing is reported. The finding is Σ log₁₀ growth ≥ 1
+    (info), 2 (warning), 4 (error); with Adam twice as much.
 
     ## What would confirm it
     The slope of ln M against the block's number is ln(1 + η²g); the gradient has the same slope.
@@ -126,6 +129,8 @@ class ExplodingResidual(Rule):
             return NotApplicable("a single block", where)
         if 2 * sum(block.ending == "one-sided" for block in bare) >= len(bare):
             return NotApplicable("its branches end one-sided (ARC302)", where)
+        if rescaled_by(analysis.graph, trunk.blocks[-1].add) is not None:
+            return NotApplicable("a norm at its end resets the length", where)
         growth = trunk.log10_growth(analysis.signals)
         if growth is None:
             return NotApplicable("the length is not known on all of it", where)

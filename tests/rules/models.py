@@ -57,6 +57,20 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class Normed(nn.Module):
+    """An exploding residual stack with a norm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = Residual(20, 64, 1.0, "linear")
+        self.stack.head = nn.Identity()  # type: ignore[assignment]
+        self.norm = nn.LayerNorm(64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stack(x)))
+
+
 class ReZero(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -352,6 +366,7 @@ MUST_NOT_FIRE: dict[str, Callable[[], nn.Module]] = {
     "layernorm_mlp_10": lambda: mlp(10, 64, norm=nn.LayerNorm),
     "residual_1_over_l": lambda: Residual(40, 64, 1 / 40, "relu"),
     "residual_root": lambda: Residual(40, 64, 40**-0.5, "linear"),
+    "residual_before_a_norm": Normed,
     "rezero": ReZero,
     "fixup": Fixup,
     "siren": Siren,
