@@ -117,8 +117,7 @@ class EpsilonDominatedNorm(Rule):
                 yield NotApplicable(_why_not(share), paths([node])[0])
         if not low:
             return
-        through = _through(analysis.graph)
-        last = next((node for node in reversed(norms) if node.output in through), None)
+        through, last = _through(analysis.graph)
         found: dict[float, list[_Dominated]] = defaultdict(list)
         for node, share in low:
             eps = float(str(node.attributes.get("eps", 1e-5)))
@@ -126,10 +125,11 @@ class EpsilonDominatedNorm(Rule):
         for group in found.values():
             yield self._report(analysis, group, last)
 
-    def _report(self, analysis: Analysis, group: list[_Dominated], last: Node | None) -> Finding:
+    def _report(self, analysis: Analysis, group: list[_Dominated], last: frozenset[str]) -> Finding:
         bounds = limits(self.context.optimizer)
         worst = max(group, key=lambda one: (one.through, -one.share))
-        end = next((one for one in group if one.node is last), None)
+        ends = [one for one in group if one.node.output in last]
+        end = max(ends, key=lambda one: one.decades, default=None)
         if end is not None and end.decades >= bounds[Severity.ERROR]:
             worst, severity = end, Severity.ERROR
         elif worst.decades >= bounds[Severity.WARNING]:
@@ -162,14 +162,16 @@ class EpsilonDominatedNorm(Rule):
         )  # fmt: skip
 
 
-def _through(graph: LayerGraph) -> frozenset[str]:
-    """The values on all paths to the outputs."""
+def _through(graph: LayerGraph) -> tuple[frozenset[str], frozenset[str]]:
+    """The values on all paths to an output, and those of them that are the last norm's."""
     tree = Dominators(graph)
-    ends = [value for value in graph.outputs if value is not None]
-    meeting: str | None = ends[0] if ends else None
-    for value in ends[1:]:
-        meeting = tree.common(meeting, value) if meeting is not None else None
-    return frozenset(tree.path(meeting)) if meeting is not None else frozenset()
+    through: set[str] = set()
+    last: set[str] = set()
+    for output in graph.outputs:
+        path = list(tree.path(output))
+        through.update(path)
+        last.update([v for v in path if v in graph.producer and graph.producer[v].op in _NORMS][:1])
+    return frozenset(through), frozenset(last)
 
 
 def _is_plain(analysis: Analysis, node: Node) -> bool:
