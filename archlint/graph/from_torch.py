@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from archlint.errors import ArchlintError
+from archlint.graph.example_input import Example
 from archlint.graph.model import LayerGraph, Mode
 from archlint.graph.patterns import recognise
 from archlint.graph.sites import constructor_sites
-from archlint.graph.torch_inputs import Example, Inputs, described, examples, flags
+from archlint.graph.torch_inputs import Inputs, described, examples, flags
 from archlint.graph.torch_recorder import tables  # noqa: F401  (registers the lowerings)
 from archlint.graph.torch_recorder.lowering import known, lower
 from archlint.graph.torch_recorder.recorder import (

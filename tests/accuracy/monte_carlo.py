@@ -19,7 +19,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from archlint.graph.torch_inputs import Example, examples
+from archlint.graph.example_input import Example
+from archlint.graph.torch_inputs import examples
 from tests.accuracy.models import Case
 
 VERSION = 1  # of what is measured; another one makes old files void
