@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +17,11 @@ from torch.nn.parameter import is_lazy
 
 from archlint.errors import ArchlintError
 from archlint.graph.example_input import Example
+from archlint.graph.input_repair import MOST, repaired
 from archlint.graph.model import LayerGraph, Mode
 from archlint.graph.patterns import recognise
 from archlint.graph.sites import constructor_sites
-from archlint.graph.torch_inputs import Inputs, described, examples, flags
+from archlint.graph.torch_inputs import Inputs, described, examples, flags, specs_for_layer
 from archlint.graph.torch_recorder import tables  # noqa: F401  (registers the lowerings)
 from archlint.graph.torch_recorder.lowering import known, lower
 from archlint.graph.torch_recorder.recorder import (
@@ -26,6 +29,7 @@ from archlint.graph.torch_recorder.recorder import (
     Recording,
     record_forward,
 )
+from archlint.graph.transformers_inputs import input_named
 from archlint.initialization.record import Record, Recorded, build, cleaned
 
 Factory = Callable[[], Any]
@@ -81,32 +85,99 @@ def record(
     On meta tensors; where ``forward`` depends on data, on real ones of a small batch. ``watched``
     is the record of the construction, which goes on while lazy layers learn their shapes.
     """
-    best: tuple[Exception, Example] | None = None  # of the attempt that got furthest
     tried = examples(model, inputs, factory)
     _initialise_lazily(model, tried, watched)
+    failures: list[tuple[Exception, Example]] = []
     with _mode_of(model, mode):
         for i, example in enumerate(tried):
+            more = tried[i + 1] if i + 1 < len(tried) and tried[i + 1].completes else None
             try:
-                return _on_meta(model, example), example
-            except DataDependent as dependent:
-                if i + 1 < len(tried) and tried[i + 1].completes:
-                    with contextlib.suppress(Exception):
-                        return _on_meta(model, tried[i + 1]), tried[i + 1]
-                note = f"forward depends on its data ({dependent}): it was run on real tensors"
-                return _run_for_real(model, example, mode, factory, note, dependent), example
+                return _attempt(model, example, more, mode, factory)
             except ArchlintError:
                 raise
             except Exception as raised:  # whatever the user's forward raises
-                if best is None or _progress(raised) > _progress(best[0]):
-                    best = raised, example
-        assert best is not None
-        problem, example = best
+                failures.append((raised, example))
+        if example.assumed and (found := _repaired(model, tried, failures, mode, factory)):
+            return found
+        problem, example = max(failures, key=lambda f: _progress(f[0]))  # that got furthest
         if not isinstance(problem, DataDependent) and _is_small(model):
             # some kernels have no shape function, or one that asks for more than they need
             note = f"forward does not run without elements ({_line(problem)}): it was run on them"
             with contextlib.suppress(Exception):
                 return _run_for_real(model, example, mode, factory, note), example
     raise _refusal(model, problem, example, len(tried)) from problem
+
+
+def _attempt(
+    model: nn.Module,
+    example: Example,
+    more: Example | None,
+    mode: Mode,
+    factory: Factory | None,
+    suggested: bool = False,
+) -> tuple[Recording, Example]:
+    """Record on meta; where that depends on data, with ``more`` of the input, then for real.
+
+    Models that are not small are not built for an input that is merely ``suggested``.
+    """
+    try:
+        return _on_meta(model, example), example
+    except DataDependent as dependent:
+        if more is not None:
+            with contextlib.suppress(Exception):
+                return _on_meta(model, more), more
+        if suggested and not _is_small(model):
+            raise
+        note = f"forward depends on its data ({dependent}): it was run on real tensors"
+        return _run_for_real(model, example, mode, factory, note, dependent), example
+
+
+_MOST_NODES = 20_000  # recorded in all for inputs that are repaired
+
+
+def _repaired(
+    model: nn.Module,
+    tried: Sequence[Example],
+    failures: Sequence[tuple[Exception, Example]],
+    mode: Mode,
+    factory: Factory | None,
+) -> tuple[Recording, Example] | None:
+    """Record with an input that the failures of those tried suggest, best first."""
+    order = itertools.count()
+    seen = {_key(example) for example in tried}
+    left, nodes = MOST, 0
+    # what got furthest first, and the others too where its first suggestions lead nowhere
+    waiting: list[tuple[int, int, int, int, Iterator[Example]]] = []
+
+    def follow(problem: Exception, example: Example) -> None:
+        found = repaired(model, example, problem, input_named, specs_for_layer)
+        heapq.heappush(waiting, (0, -_progress(problem), next(order), 0, found))
+
+    for failure in failures:
+        follow(*failure)
+    while waiting and left and nodes <= _MOST_NODES:
+        _, progress, number, taken, candidates = heapq.heappop(waiting)
+        candidate = next((e for e in candidates if _key(e) not in seen), None)
+        if candidate is None:
+            continue
+        taken += 1
+        heapq.heappush(waiting, (taken // _AT_ONCE, progress, number, taken, candidates))
+        seen.add(_key(candidate))
+        left -= 1
+        try:
+            return _attempt(model, candidate, None, mode, factory, suggested=True)
+        except Exception as raised:
+            nodes += _progress(raised)
+            if _progress(raised) >= -progress:
+                follow(raised, candidate)
+    return None
+
+
+_AT_ONCE = 4  # suggestions of one failure that are tried before those of others
+
+
+def _key(example: Example) -> str:
+    return repr((example.args, sorted(example.kwargs.items())))
 
 
 def _progress(problem: Exception) -> int:

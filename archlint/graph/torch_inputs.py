@@ -8,6 +8,7 @@ types only. Where a model has to be run for real, a description becomes random e
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from archlint.graph.example_input import (
     required_of,
     vocabulary_of,
 )
-from archlint.graph.transformers_inputs import of_transformers
+from archlint.graph.transformers_inputs import input_named, of_transformers
 
 Inputs = Mapping[str, Any] | Sequence[Any] | Tensor
 
@@ -237,6 +238,7 @@ def _deduced(model: nn.Module) -> Iterator[Example]:
         yield Example()
         return
     seen: set[str] = set()
+    told = False  # whether transformers told what the input is called
     for source in (
         _exported,
         _timm,
@@ -245,11 +247,18 @@ def _deduced(model: nn.Module) -> Iterator[Example]:
         _images_of_a_known_side,
         _first_layers,
     ):
-        for example in source(model):
+        found = source(model)
+        if source is _first_layers and told:
+            found = itertools.islice(found, _FEW)
+        for example in found:
+            told = told or source is of_transformers
             key = repr((example.args, sorted(example.kwargs.items())))
             if key not in seen:
                 seen.add(key)
                 yield example
+
+
+_FEW = 8  # shapes to try for the first layers of a model that tells what its input is
 
 
 def _takes_nothing(model: nn.Module) -> bool:
@@ -358,6 +367,9 @@ def _first_layers(model: nn.Module) -> Iterator[Example]:
     if not required:
         required = parameters_of(model)[:1]
     named = [_of_name(model, p.name) for p in required]
+    named[1:] = [
+        n or input_named(model, p.name) for n, p in zip(named[1:], required[1:], strict=True)
+    ]
     if not required or sum(spec is None for spec in named) > 2:
         return
     images = any(word in required[0].name.lower() for word in ("image", "img", "pixel", "frame"))
@@ -393,7 +405,7 @@ def _for_layers(model: nn.Module) -> Iterator[Spec]:
             break
     high = vocabulary_of(model)
     for layer in kinds:
-        yield from _for_layer(layer, high)
+        yield from specs_for_layer(layer, high)
     # patches are often cut by a reshape that no layer tells of
     for channels in (3, 1):
         for side in (224, 256, 32, 28, 64, 128):
@@ -408,7 +420,8 @@ def _same_kind(a: nn.Module, b: nn.Module) -> bool:
     return type(a) is type(b)
 
 
-def _for_layer(layer: nn.Module, high: int) -> Iterator[Spec]:
+def specs_for_layer(layer: nn.Module, high: int) -> Iterator[Spec]:
+    """Tensors that a layer takes; ``high`` is one past the largest integer in them."""
     match layer:
         case nn.Embedding() | nn.EmbeddingBag():
             for length in (LENGTH, 16, 8, 128):

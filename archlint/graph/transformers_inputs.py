@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archlint.graph.documented_inputs import FRAMES, GRID, WAVEFORM, spec_of, stated_inputs
 from archlint.graph.example_input import (
     LENGTH,
     SAMPLES,
@@ -21,36 +22,47 @@ from archlint.graph.example_input import (
     vocabulary_of,
 )
 
-GRID = 4  # patches along a side of an image whose patches are given one by one
-
 
 def of_transformers(model: nn.Module) -> Iterator[Example]:
-    """What ``transformers`` calls the input of a model, in the size of its configuration."""
+    """What ``transformers`` calls the input of a model, in the size of its configuration.
+
+    By the meaning of the names first, then as the docstring of forward states the shapes.
+    """
     config = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
     if config is None or not isinstance(main, str):
         return
     names = [p.name for p in parameters_of(model)]
     required = [p.name for p in required_of(model)]
-    for everything in (False, True):
-        more = [n for n in _CONTENT if n in names] if everything else []
-        for length in _lengths(config):
-            kwargs: dict[str, Any] = {}
-            for name in dict.fromkeys([main, *_companions(config, main, names), *required, *more]):
-                if name not in names and "kwargs" not in names:
-                    continue
-                spec = _of_config(model, config, name, length)
-                if spec is not None:
-                    kwargs[name] = spec
-            if kwargs and all(name in kwargs for name in required):
-                yield Example((), kwargs)
-                if "input_ids" in kwargs and "attention_mask" in names:
-                    mask = _of_config(model, config, "attention_mask", length)
-                    yield Example((), {**kwargs, "attention_mask": mask}, completes=True)
-            if everything:
-                break
+    wanted = [*dict.fromkeys([main, *_companions(config, main, names), *required])]
+    if not all(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters_of(model)):
+        wanted = [n for n in wanted if n in names]
+    lengths = list(_lengths(config))
+    stated = stated_inputs(model)
+
+    def gathered(wanted: Sequence[str], length: int, by_name: bool = True) -> Iterator[Example]:
+        kwargs: dict[str, Any] = {}
+        for name in wanted:
+            spec = _of_config(model, config, name, length) if by_name else None
+            if spec is None and name in stated:
+                spec = spec_of(model, name, stated[name], length)
+            if spec is not None:
+                kwargs[name] = spec
+        if kwargs and all(name in kwargs for name in required):
+            yield Example((), kwargs)
+            if "input_ids" in kwargs and "attention_mask" in names:
+                mask = _of_config(model, config, "attention_mask", length)
+                yield Example((), {**kwargs, "attention_mask": mask}, completes=True)
+
+    yield from gathered(wanted, lengths[0])
+    yield from gathered(wanted, lengths[0], by_name=False)
+    for length in lengths[1:]:
+        yield from gathered(wanted, length)
+    yield from gathered([*wanted, *(n for n in _CONTENT if n in names)], lengths[0])
     dummy = getattr(model, "dummy_inputs", None)
-    if isinstance(dummy, Mapping) and all(isinstance(v, Tensor) for v in dummy.values()):
+    if not isinstance(dummy, Mapping) or not all(isinstance(v, Tensor) for v in dummy.values()):
+        return
+    if all(name in dummy for name in required) and all(name in names for name in dummy):
         yield Example((), dict(dummy))
 
 
@@ -133,6 +145,18 @@ def _pair_of(value: Any) -> tuple[int, int] | None:
     return None
 
 
+def input_named(model: nn.Module, name: str) -> Spec | None:
+    """The tensor that a parameter of forward takes, None where neither its name nor the docstring
+    tells."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(model, "main_input_name"):
+        found: Spec | None = _of_config(model, config, name, next(_lengths(config)))
+        if found is not None:
+            return found
+    stated = stated_inputs(model).get(name)
+    return None if stated is None else spec_of(model, name, stated)
+
+
 def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
     """The tensor that a parameter of this name takes, None where that is not known."""
     text = _part(config, "text_config", "text", "decoder", "llm_config")
@@ -171,7 +195,10 @@ def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
     if name in ("input_features", "audio_features"):
         return _spectrogram(config)
     if name == "input_features_mask":
-        steps = max(_spectrogram(config).shape[1:])
+        spectrogram = _spectrogram(config)
+        one, two = spectrogram.shape[-2:]  # steps and bins, or the reverse
+        audio = _part(config, "audio_config", "audio", "speech_encoder")
+        steps = two if one == _first_of(audio, "num_mel_bins", "feature_size") else one
         return known(torch.ones(SAMPLES, steps, dtype=torch.int64))
     if name == "input_values":
         bins = _first_of(config, "num_mel_bins")
@@ -179,7 +206,7 @@ def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
         if bins is not None and frames is not None:
             return Spec((SAMPLES, frames, bins))
         channels = _first_of(config, "audio_channels")
-        return Spec((SAMPLES, 16000) if channels is None else (SAMPLES, channels, 16000))
+        return Spec((SAMPLES, WAVEFORM) if channels is None else (SAMPLES, channels, WAVEFORM))
     if name in ("decoder_input_values", "labels"):
         bins = _first_of(config, "num_mel_bins")
         return None if bins is None else Spec((SAMPLES, length, bins))
@@ -226,6 +253,8 @@ def _pixels(config: Any, video: bool = False) -> Spec | None:
         or 3
     )
     frames = _first_of(vision, "num_frames", "crop_size") if _of_frames(vision, video) else None
+    if video and frames is None:
+        frames = FRAMES
     if frames is not None:
         return Spec((SAMPLES, frames, channels, *sides))
     return Spec((SAMPLES, channels, *sides))

@@ -102,27 +102,42 @@ _SHALLOW: dict[str, int] = {
 def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
     """A configuration, and those in it, with smaller sizes.
 
-    Lists that say something about every layer are cut to the number of layers.
+    Lists that say something about every layer are cut to the number of layers, which is such that
+    every kind of layer is left.
     """
     for name in list(vars(config)):
         value = getattr(config, name)
         if hasattr(value, "to_dict"):
             shrink(value, sizes)
-    before = {n: getattr(config, n, None) for n in _SHALLOW}
+    depths = {v for n in _SHALLOW if isinstance(v := vars(config).get(n), int)}
+    lists = {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, list) and len(value) in depths and len(value) > 4
+    }
+    depth = max([2, *(_prefix_of_all_kinds(value) for value in lists.values())])
     for name, size in sizes.items():
         value = vars(config).get(name)
+        size = depth if name in _SHALLOW else size
         if isinstance(value, int) and not isinstance(value, bool) and value > size:
             setattr(config, name, size)
-    depths = {v for v in before.values() if isinstance(v, int)}
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) in depths and len(value) > 4:
-            setattr(config, name, value[:2])
+    for name, value in lists.items():
+        setattr(config, name, value[:depth])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
         vocabulary = vars(config).get("vocab_size")
         value = vars(config).get(name)
         if isinstance(value, int) and isinstance(vocabulary, int) and value >= vocabulary:
             setattr(config, name, 1)
     return config
+
+
+_MOST_LAYERS = 8
+
+
+def _prefix_of_all_kinds(layers: list[Any]) -> int:
+    """How many of the first layers hold one of every kind that a list tells of."""
+    first = {repr(kind): i for i, kind in reversed(list(enumerate(layers)))}
+    return 1 + max(i for i in first.values() if i < _MOST_LAYERS)
 
 
 # A tiny model; else one of few layers; else as published: not every type can be shrunk by rule.

@@ -178,6 +178,9 @@ _FOLLOW = frozenset(  # factories that take the device of their first argument
         "complex",
     ]
 )
+_FILLED = frozenset(  # of them, what takes no more than the shape and type of its first argument
+    ["zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"]
+)
 _FROM_DATA = frozenset(("tensor", "as_tensor", "asarray", "new_tensor"))
 _TO_PYTHON = frozenset(
     [
@@ -244,6 +247,7 @@ _SIZED = frozenset(  # functions of a tensor and of sizes
         "avg_pool2d",
     ]
 )
+_INDEXED = frozenset(("getitem", "setitem", "__getitem__", "__setitem__"))
 _MOVES = frozenset(("cuda", "cpu", "xpu", "npu", "pin_memory", "share_memory"))
 
 
@@ -516,6 +520,8 @@ class Recorder(TorchFunctionMode):
             return self._execute(func, args, kwargs)
         if short in _SIZED and self.device == "meta":
             args, kwargs = self._sizes(args, kwargs)
+        if short in _INDEXED and self.device == "meta" and len(args) > 1:
+            args = (args[0], self._bounds(args[1]), *args[2:])
         leaves = tensors_of(args, kwargs)
         if short in _FROM_DATA:
             return self._from_data(func, short, args, kwargs, leaves)
@@ -581,14 +587,17 @@ class Recorder(TorchFunctionMode):
                     made["device"] = "meta"
         elif self.device == "meta":
             made.pop("generator", None)
+        filled = short in _FILLED and bool(args)
         knowable = (
             short not in _RANDOM
             and (factory or bool(leaves))
-            and all(self._knows(t) for t in leaves)
+            and all(self._knows(t) for t in leaves[filled:])
         )
         known = None
         if knowable:
-            known = self._known_result(func, args, {k: v for k, v in made.items() if k != "device"})
+            known = self._known_result(
+                func, args, {k: v for k, v in made.items() if k != "device"}, filled
+            )
         elif name.in_place and args and isinstance(args[0], Tensor):
             self._forget(args[0])
         try:
@@ -615,6 +624,17 @@ class Recorder(TorchFunctionMode):
         if any(isinstance(v, Tensor) for v in pytree.tree_leaves(rest)):
             rest = pytree.tree_map_only(Tensor, number, rest)
         return (*args[:1], *rest[0]), rest[1]
+
+    def _bounds(self, index: Any) -> Any:
+        """An index whose slices are bounded by numbers, not by tensors that hold one."""
+        if isinstance(index, tuple):
+            return tuple(self._bounds(part) for part in index)
+        if not isinstance(index, slice):
+            return index
+        parts = [index.start, index.stop, index.step]
+        if any(isinstance(part, Tensor) and not self._knows(part) for part in parts):
+            raise DataDependent("a slice is bounded by what depends on the data")
+        return slice(*(self.known[id(p)].item() if isinstance(p, Tensor) else p for p in parts))
 
     def _suppose(
         self, func: Any, short: str, args: Any, kwargs: Any, leaves: list[Tensor], result: Tensor
@@ -648,7 +668,17 @@ class Recorder(TorchFunctionMode):
         self.node(tensor)
         return id(tensor) in self.known
 
-    def _known_result(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _known_result(self, func: Any, args: Any, kwargs: Any, filled: bool = False) -> Any:
+        if filled and isinstance(args[0], Tensor) and not self._knows(args[0]):
+            like = args[0]
+            if like.numel() > CONSTANT_LIMIT or like.layout != torch.strided:
+                return None
+            self.inside = True
+            like = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+            self.inside = False
+            args = (like, *args[1:])
+            self.known[id(like)] = like
+            self.kept.append(like)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: self.known[id(t)], (args, kwargs))
         if _asks_for_many(func, args):
             return None
