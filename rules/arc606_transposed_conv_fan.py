@@ -15,7 +15,7 @@ from archlint.signal.claims import stretch_claim
 from archlint.signal.criticality import critical
 from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.structure import Layer, Segment
-from archlint.signal.weights import rescaled_by
+from archlint.signal.weights import off_scale, rescaled_by
 from archlint.wording import collapsed, factor, number, paths, plural, site, stretch
 
 
@@ -111,42 +111,41 @@ class TransposedConvFan(Rule):
                 yield self._judge(analysis, segment)
 
     def _judge(self, analysis: Analysis, segment: Segment) -> Finding | NotApplicable:
-        where = stretch(paths(layer.node for layer in segment.layers))
-        if segment.ends in ("norm", "softmax"):
-            return NotApplicable(f"it ends in a {segment.ends}: its scale does not matter", where)
-        wrong = [
-            (layer, fans) for layer in segment.layers
-            if (fans := self._fans(analysis, layer)) is not None
-        ]  # fmt: skip
-        total = sum(math.log10(true / counted) for _, (true, counted) in wrong)
-        if not wrong or abs(total) < self.options.decades:
-            return NotApplicable("its transposed convolutions have the right scale", where)
-        layer, (true, counted) = wrong[0]
-        modules = paths(one.node for one, _ in wrong)
+        def off(layer: Layer) -> float | None:
+            fans = self._fans(analysis, layer)
+            return math.log10(fans[0] / fans[1]) if fans is not None else None
+
+        wrong = off_scale(segment, off, self.options.decades, "transposed convolution")
+        if isinstance(wrong, NotApplicable):
+            return wrong
+        layer = wrong.layers[0]
+        true, counted = self._fans(analysis, layer) or (1.0, 1.0)
+        modules = paths(one.node for one in wrong.layers)
         phi = layer.nonlinearity or IDENTITY
         best = critical(phi)
         gain = best.weight_gain if best is not None else 1.0
         laws: dict[str, Distribution] = {}
-        for one, (products, _) in wrong:
+        for one in wrong.layers:
+            products, _ = self._fans(analysis, one) or (1.0, 1.0)
             own = critical(one.nonlinearity or IDENTITY)
             scale = own.weight_gain if own is not None else 1.0
             laws |= redrawn(one.node, normal(math.sqrt(scale / products)))
         std = math.sqrt(gain / true)
         return self.finding(
             Severity.WARNING,
-            f"the weights of {plural(len(wrong), 'transposed convolution')} ({stretch(modules)}) "
+            f"the weights of {plural(len(modules), 'transposed convolution')} ({stretch(modules)}) "
             f"are scaled by a fan of {number(counted)} where an output sums {number(true)} "
-            f"products: the squared length is off by {factor(total)}.",
-            collapsed(modules), modules=modules, count=len(wrong),
+            f"products: the squared length is off by {factor(wrong.decades)}.",
+            collapsed(modules), modules=modules, count=len(modules),
             site=site(analysis, layer.node), cause=segment.start,
-            evidence={"fan": true, "torch_fan": counted, "log10_gain": total,
+            evidence={"fan": true, "torch_fan": counted, "log10_gain": wrong.decades,
                       "threshold": self.options.decades, "formula": "k²·C_in/(g·s²)"},
             suggestion=Suggestion(
                 f"scale by the true fan k²·C_in/s²: std {number(std)} "
                 f"(= √({number(gain)}/{number(true)}))",
                 f"nn.init.normal_(layer.weight, std={number(std)})", {"std": std, "fan": true},
                 Remedy(INITIALIZATION, laws)),
-            claim=stretch_claim(segment, total, self.options.decades),
+            claim=stretch_claim(segment, wrong.decades, self.options.decades),
         )  # fmt: skip
 
     def _fans(self, analysis: Analysis, layer: Layer) -> tuple[float, float] | None:

@@ -13,7 +13,7 @@ from archlint.signal.analysis import Analysis
 from archlint.signal.claims import stretch_claim
 from archlint.signal.remedies import INITIALIZATION, redrawn
 from archlint.signal.structure import Layer, Segment
-from archlint.signal.weights import rescaled_by
+from archlint.signal.weights import off_scale, rescaled_by
 from archlint.wording import collapsed, factor, number, paths, plural, site, stretch
 
 _NUMERATORS = (1.0, 2.0)  # of the fan-out initializers: for linear maps and for ReLU
@@ -102,36 +102,35 @@ class GroupedConvFan(Rule):
                 yield self._judge(analysis, segment)
 
     def _judge(self, analysis: Analysis, segment: Segment) -> Finding | NotApplicable:
-        where = stretch(paths(layer.node for layer in segment.layers))
-        wrong = [layer for layer in segment.layers if self._is_wrong(analysis, layer)]
-        total = sum(math.log10(_groups(layer)) for layer in wrong)
-        if segment.ends in ("norm", "softmax"):
-            return NotApplicable(f"it ends in a {segment.ends}: its scale does not matter", where)
-        if total < self.options.decades:
-            return NotApplicable("its grouped convolutions have the right scale", where)
-        layer = wrong[0]
+        def off(layer: Layer) -> float | None:
+            return -math.log10(_groups(layer)) if self._is_wrong(analysis, layer) else None
+
+        wrong = off_scale(segment, off, self.options.decades, "grouped convolution")
+        if isinstance(wrong, NotApplicable):
+            return wrong
+        layer = wrong.layers[0]
         assert layer.fans is not None  # of what _is_wrong says yes to
-        modules = paths(one.node for one in wrong)
+        modules = paths(one.node for one in wrong.layers)
         std = math.sqrt((layer.weight_second_moment or 0.0) * _groups(layer))
         return self.finding(
             Severity.WARNING,
-            f"the weights of {plural(len(wrong), 'grouped convolution')} ({stretch(modules)}) are "
-            f"scaled by a fan-out that forgets {_groups(layer)} groups: the squared length is too "
-            f"small by {factor(-total)}.",
-            collapsed(modules), modules=modules, count=len(wrong),
+            f"the weights of {plural(len(modules), 'grouped convolution')} ({stretch(modules)}) "
+            f"are scaled by a fan-out that forgets {_groups(layer)} groups: the squared length is "
+            f"too small by {factor(wrong.decades)}.",
+            collapsed(modules), modules=modules, count=len(modules),
             site=site(analysis, layer.node), cause=segment.start,
             evidence={"groups": _groups(layer), "fan_out": layer.fans.fan_out,
-                      "log10_gain": -total, "threshold": self.options.decades,
+                      "log10_gain": wrong.decades, "threshold": self.options.decades,
                       "formula": "fan_out = k²·C_out/groups"},
             suggestion=Suggestion(
                 f"divide the fan-out by the groups, or use mode='fan_in': std {number(std)}",
                 'nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")', {"std": std},
                 Remedy(INITIALIZATION, {
-                    value: law for one in wrong if one.weight is not None and one.weight.law
+                    value: law for one in wrong.layers if one.weight is not None and one.weight.law
                     for value, law in redrawn(
                         one.node, rescaled(one.weight.law, float(_groups(one)))).items()
                 })),
-            claim=stretch_claim(segment, -total, self.options.decades),
+            claim=stretch_claim(segment, wrong.decades, self.options.decades),
         )  # fmt: skip
 
     def _is_wrong(self, analysis: Analysis, layer: Layer) -> bool:
