@@ -69,10 +69,21 @@ class GraphBuilder:
         clone_of: str | None = None,
         shared: bool = False,
         overwritten: tuple[Overwritten, ...] = (),
+        frozen: bool = False,
     ) -> str:
         """Declare a parameter and the value that stands for it (same name)."""
         self.parameters[name] = Parameter(
-            name, shape, dtype, law, trainable, site, clone_of, load, shared, overwritten
+            name,
+            shape,
+            dtype,
+            law,
+            trainable,
+            site,
+            clone_of,
+            load,
+            shared,
+            overwritten,
+            frozen=frozen,
         )
         return self.value(name, shape, dtype, parameter=name)
 

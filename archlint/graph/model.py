@@ -101,7 +101,8 @@ class Parameter:
     ``clone_of`` names the parameter that this one was copied from (equal values, own storage);
     ``shared`` says that other parameters were made of the same random numbers. ``overwritten`` are
     initializers that a later one made useless. ``flaw`` says which elements are NaN or infinite
-    where an array holds some that are no mask.
+    where an array holds some that are no mask. ``frozen``: it is a parameter that training leaves
+    as it is.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Parameter:
     shared: bool = False
     overwritten: tuple[Overwritten, ...] = ()
     flaw: str = ""
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

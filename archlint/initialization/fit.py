@@ -1023,7 +1023,8 @@ def _same_variance(group: Sequence[_Judged]) -> Iterator[list[_Judged]]:
 
 
 def _clones(every: Sequence[_Judged]) -> dict[int, str]:
-    """Parameters whose elements equal another one's exactly: the name of the first such one."""
+    """Parameters whose elements equal another one's exactly: the name of the first such one. A copy
+    that is not trained is a target network's, and meant."""
     alike: dict[tuple[Any, ...], list[_Judged]] = defaultdict(list)
     for j in every:
         m = j.fitted.moments
@@ -1034,7 +1035,7 @@ def _clones(every: Sequence[_Judged]) -> dict[int, str]:
     for group in alike.values():
         first = group[0]
         for j in group[1:]:
-            if j.parameter.name == first.parameter.name:
+            if j.parameter.name == first.parameter.name or j.parameter.frozen:
                 continue
             assert first.parameter.load is not None
             assert j.parameter.load is not None

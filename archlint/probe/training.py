@@ -70,7 +70,7 @@ class Runs:
         self.together = not any(node.op in DATA_SIZED for node in self.graph.walk())
         self.trained = [
             name for name, p in self.program.parameters.items()
-            if p.trainable and "float" in p.dtype
+            if p.trainable and not p.frozen and "float" in p.dtype
         ]  # fmt: skip
         if not self.trained:
             raise NoTask("the model has no parameters to train")

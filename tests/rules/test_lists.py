@@ -11,7 +11,7 @@ import torch
 from archlint.finding import Severity
 from archlint.linter import check
 from archlint.testing import lint_module
-from tests.rules.models import MUST_FIRE, MUST_NOT_FIRE
+from tests.rules.models import MUST_FIRE, MUST_NOT_FIRE, Siamese
 
 VECTORS = {"default_mlp_20", "default_mlp_30", "glorot_mlp_20", "gelu_he_30", "he_50x15",
            "he_residual_20", "relu_ended_root"}  # fmt: skip
@@ -28,6 +28,16 @@ def test_fires(name: str) -> None:
 def test_stays_silent(name: str) -> None:
     loud = [f for f in lint_module(MUST_NOT_FIRE[name]) if f.severity > Severity.INFO]
     assert not loud, [finding.message for finding in loud]
+
+
+def test_a_copy_that_is_not_trained_is_meant() -> None:
+    """In a module that exists and in an exported program as in one that is built."""
+    torch.manual_seed(0)
+    network = Siamese()
+    for target in (network, torch.export.export(network, (torch.zeros(2, 64),))):
+        assert not check(target).findings
+    network.target.requires_grad_(True)
+    assert [f.code for f in check(network).findings] == ["ARC601"]
 
 
 @pytest.mark.parametrize("name", sorted(VECTORS))

@@ -410,6 +410,7 @@ class Lowerer:
                 clone_of=found.clone_of,
                 shared=found.shared,
                 overwritten=found.overwritten,
+                frozen=bool(node.meta.get("frozen")),
             )
         return V(name, shape, dtype, parameter=True)
 

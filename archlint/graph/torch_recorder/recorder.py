@@ -347,6 +347,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.create_node("get_attr", name, (), {})
         node.meta["val"] = self.twin(tensor)
         node.meta["trainable"] = known is not None and known[1]
+        node.meta["frozen"] = node.meta["trainable"] and not tensor.requires_grad
         node.meta["module"], node.meta["module_type"] = self.where()
         if known is None:
             self.constants[name] = tensor
