@@ -24,7 +24,7 @@ def event(stop: FrameType | None, text: str, initialiser: bool, named: bool = Tr
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and facts_of(frame.f_code).origin == "none":
         frame = frame.f_back
-    # the site is calling_site's, found on the same way
+    # the site is calling_site's, found on the same way, but for initializers of libraries
     site: Site | None = None
     spare: FrameType | None = None
     default = False
@@ -38,9 +38,12 @@ def event(stop: FrameType | None, text: str, initialiser: bool, named: bool = Tr
         if role.user:
             site = site_of(frame)
             break
-        if spare is None and role.shown:
+        if role.initializer:
+            spare = None  # a library's initializer is called from where it matters
+        elif spare is None and role.shown:
             spare = frame
         frame = frame.f_back
+    spare = spare or function
     if site is None and spare is not None:
         site = site_of(spare)
     if not named:

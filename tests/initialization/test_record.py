@@ -19,6 +19,7 @@ from torch.nn import init
 from archlint.graph.from_torch import load_torch
 from archlint.initialization.distribution import Distribution
 from archlint.initialization.record import Recorded, build
+from archlint.profiling import profile
 
 
 def laws_of(factory: Callable[[], nn.Module]) -> dict[str, Recorded]:
@@ -306,6 +307,19 @@ def test_a_site_is_the_line_that_decided() -> None:
     assert "load_state_dict" in lines["layers.2.weight"]
     assert lines["apart.weight"] == "init.normal_(self.apart.weight)"
     assert "2 * first" in lines["scaled"]
+
+
+def test_a_site_in_a_library_is_where_it_calls_its_initializer() -> None:
+    """Without a line of the user's it is the model's, not that of the library's own helpers."""
+    pytest.importorskip("timm")
+    profiled = profile('timm:create_model("vit_tiny_patch16_224", depth=1)')
+    sites = {p.name: p.site for p in profiled.parameters}
+    for name in ("blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight"):
+        site = sites[name]
+        assert site is not None
+        assert site.line is not None
+        assert site.file.endswith("timm/models/vision_transformer.py")
+        assert "trunc_normal_(module.weight" in linecache.getline(site.file, site.line)
 
 
 def test_what_nobody_filled_and_what_was_overwritten() -> None:
