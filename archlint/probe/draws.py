@@ -26,6 +26,7 @@ from archlint.probe.ops.frame import torch_dtype
 # Families that are drawn as the law says; any other by its first two moments.
 EXACT = frozenset({"normal", "uniform", "truncated_normal", "constant", "zeros", "ones",
                    "orthogonal", "sparse", "dirac", "eye", "two_point", "laplace"})  # fmt: skip
+_SCALED = ("normal", "uniform", "mixture", "trained")
 _WORTH_THREADS = 500_000  # random numbers of a chunk
 _SEEDS = 0x9E3779B97F4A7C15  # odd: distinct draws get distinct seeds
 
@@ -39,6 +40,11 @@ class Plan:
     kind: str  # "normal", "uniform", or "" for what is not random
     start: int
     size: int
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a draw is numbers of the kind, scaled and shifted."""
+        return self.law is not None and self.law.family in _SCALED and self.law.std > 0.0
 
 
 class Drawer:
@@ -76,6 +82,7 @@ class Drawer:
             self.plans[name] = Plan(parameter, law, kind, self.sizes.get(kind, 0), size)
             if kind:
                 self.sizes[kind] += size
+        self.tables = {kind: self._tables(kind) for kind in self.sizes}
         remarks = []
         if estimated:
             remarks.append("the laws of the weights are estimated from the weights themselves")
@@ -83,6 +90,26 @@ class Drawer:
             some = ", ".join(rough[:3]) + (" …" if len(rough) > 3 else "")
             remarks.append(f"drawn by mean and variance alone, their law being unknown: {some}")
         self.remarks = tuple(remarks)
+
+    def _tables(self, kind: str) -> list[tuple[int, int, Distribution | None]]:
+        """Stretches of a draw's row whose numbers are of one law: those of weights that are drawn
+        as they are found in the table, scale included, and of those that are made of them (None).
+        """
+        found: list[tuple[int, int, Distribution | None]] = []
+        for plan in sorted({id(p): p for p in self.plans.values()}.values(), key=lambda p: p.start):
+            if plan.kind != kind or not plan.size:
+                continue
+            law = plan.law if plan.scaled else None
+            last = found[-1][2] if found else None
+            if (
+                found
+                and (law is None) == (last is None)
+                and (law is None or last is None or (law.mean, law.std) == (last.mean, last.std))
+            ):
+                found[-1] = (found[-1][0], plan.start + plan.size, last)
+            else:
+                found.append((plan.start, plan.start + plan.size, law))
+        return found
 
     @property
     def elements(self) -> int:
@@ -127,7 +154,10 @@ class Drawer:
         for kind, row in rows.items():
             size = row.shape[1]
             raw = np.asarray(bits.random_raw(size // 4 + 1)).view(np.uint16)[:size]
-            np.take(_quantiles(kind), raw, out=row[i].numpy(), mode="wrap")
+            out = row[i].numpy()
+            for start, stop, law in self.tables[kind]:
+                table = _quantiles(kind, law.mean, law.std) if law else _quantiles(kind)
+                np.take(table, raw[start:stop], out=out[start:stop], mode="wrap")
 
     def _by_torch(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
         """Numbers of the device's own generator."""
@@ -150,6 +180,8 @@ class Drawer:
         shape = (numbers.shape[0], *plan.parameter.shape)
         dtype = torch_dtype(plan.parameter.dtype, self.real) or self.real
         x = numbers.to(dtype)
+        if plan.scaled and self.device.type == "cpu":  # as they come from the table
+            return x.reshape(shape)
         match law.family:
             case "orthogonal":
                 x = _orthogonal(x.reshape(shape), math.sqrt(law.second_moment))
@@ -174,9 +206,15 @@ class Drawer:
         return x.reshape(shape)
 
 
-@lru_cache(maxsize=2)
-def _quantiles(kind: str) -> npt.NDArray[np.float32]:
-    """The values of 16 bits, of variance one (normal) or on (0, 1)."""
+@lru_cache(maxsize=64)
+def _quantiles(kind: str, mean: float = 0.0, std: float = 0.0) -> npt.NDArray[np.float32]:
+    """The values of 16 bits: of a mean and standard deviation, without one of variance one
+    (normal) or on (0, 1)."""
+    if std > 0.0 and kind == "normal":
+        return np.asarray(mean + std * _quantiles(kind).astype(np.float64), np.float32)
+    if std > 0.0:
+        centred = _quantiles(kind).astype(np.float64) - 0.5
+        return np.asarray(mean + std * math.sqrt(12.0) * centred, np.float32)
     count = 2**16
     middle = (np.arange(count) + 0.5) / count
     if kind == "uniform":
