@@ -31,6 +31,9 @@ def factor(log10: float) -> str:
     return f"{10 ** (log10 - exponent):.1f}e{exponent:+03d}"
 
 
+_NOTHING = -20.0  # decades of a relative difference that is rounding, if anything
+
+
 def probed(finding: Finding) -> str:
     """``confirmed: 3.1e-16 (99 %: 1.9e-16 … 5.3e-16) in 32 draws; predicted 2.7e-16``; empty
     where no experiment was made."""
@@ -38,6 +41,8 @@ def probed(finding: Finding) -> str:
     if finding.verdict is None or found is None or claim is None:
         return ": ".join(t for t in (finding.verdict, found.remark if found else "") if t)
     form = number if "spread" in claim.statistic or claim.statistic == "reach" else factor
+    if found.high is not None and "difference" in claim.statistic and found.high < _NOTHING:
+        return f"{finding.verdict}: there is none in {plural(found.draws, 'draw')}"
     if found.figure is None or found.low is None or found.high is None:
         text = f"{finding.verdict}: {found.remark or 'not measured'}"
     else:

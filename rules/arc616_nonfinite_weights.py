@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from archlint.finding import Finding, NotApplicable, Severity, Suggestion
+from archlint.finding import Claim, Finding, NotApplicable, Severity, Suggestion
 from archlint.graph.model import Parameter
 from archlint.rule import Rule
 from archlint.signal.analysis import Analysis
@@ -85,6 +85,7 @@ class NonfiniteWeights(Rule):
             site=graph.parameters[first].site
             or (site(analysis, readers[0]) if readers else None),
             evidence={"first": first, "elements": found[first], "formula": "isfinite"},
+            claim=Claim("reach", graph.outputs[0], first, 1.0, 0.0) if graph.outputs else None,
             suggestion=Suggestion("take another checkpoint, or find the step that overflowed"),
         )  # fmt: skip
 
