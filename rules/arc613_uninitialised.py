@@ -85,7 +85,8 @@ class UninitialisedParameter(Rule):
                           "formula": "no write to its storage"},
                 suggestion=Suggestion(
                     "fill it when it is made", "nn.init.zeros_(parameter)"),
-                claim=Claim("reach", graph.outputs[0], names[0], 1.0, 0.0) if graph.outputs else None,
+                claim=Claim("reach", graph.outputs[0], names[0], 1.0, 0.0)
+                if graph.outputs else None,
             )  # fmt: skip
 
 
