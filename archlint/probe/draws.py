@@ -42,6 +42,11 @@ class Plan:
     size: int
 
     @property
+    def end(self) -> int:
+        """Where the next one lies."""
+        return self.start + self.size + self.size % 2
+
+    @property
     def scaled(self) -> bool:
         """Whether a draw is numbers of the kind, scaled and shifted."""
         return self.law is not None and self.law.family in _SCALED and self.law.std > 0.0
@@ -81,7 +86,7 @@ class Drawer:
                 continue
             self.plans[name] = Plan(parameter, law, kind, self.sizes.get(kind, 0), size)
             if kind:
-                self.sizes[kind] += size
+                self.sizes[kind] += size + size % 2  # they come in pairs
         self.tables = {kind: self._tables(kind) for kind in self.sizes}
         remarks = []
         if estimated:
@@ -106,9 +111,9 @@ class Drawer:
                 and (law is None) == (last is None)
                 and (law is None or last is None or (law.mean, law.std) == (last.mean, last.std))
             ):
-                found[-1] = (found[-1][0], plan.start + plan.size, last)
+                found[-1] = (found[-1][0], plan.end, last)
             else:
-                found.append((plan.start, plan.start + plan.size, law))
+                found.append((plan.start, plan.end, law))
         return found
 
     @property
@@ -125,7 +130,7 @@ class Drawer:
             if size
         }
 
-        fill = self._by_quantiles if self.device.type == "cpu" else self._by_torch
+        fill = self._by_table if self.device.type == "cpu" else self._by_torch
         one = partial(fill, rows, first)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         if workers > 1 and count > 1 and self.elements * count > _WORTH_THREADS:
@@ -146,18 +151,18 @@ class Drawer:
             found[name] = made[id(plan)]
         return found
 
-    def _by_quantiles(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
-        """Numbers of 16 bits: 65,536 equally likely values, the means of as many equal parts of
-        the law. Three times as fast as exact ones, which are most of the cost of a small network.
-        """
+    def _by_table(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
+        """Two numbers by 16 bits, out of 65,536 equally likely pairs. Five times as fast as exact
+        numbers, which are most of the cost of a small network."""
         bits = np.random.SFC64([self.seed, first + i])
         for kind, row in rows.items():
-            size = row.shape[1]
-            raw = np.asarray(bits.random_raw(size // 4 + 1)).view(np.uint16)[:size]
-            out = row[i].numpy()
+            pairs = row.shape[1] // 2
+            raw = np.asarray(bits.random_raw(pairs // 4 + 1)).view(np.uint16)[:pairs]
+            out = row[i].numpy().view(np.float64)
             for start, stop, law in self.tables[kind]:
-                table = _quantiles(kind, law.mean, law.std) if law else _quantiles(kind)
-                np.take(table, raw[start:stop], out=out[start:stop], mode="wrap")
+                table = _pairs(kind, law.mean, law.std) if law else _pairs(kind)
+                some = slice(start // 2, stop // 2)
+                np.take(table, raw[some], out=out[some], mode="wrap")
 
     def _by_torch(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
         """Numbers of the device's own generator."""
@@ -206,25 +211,36 @@ class Drawer:
         return x.reshape(shape)
 
 
-@lru_cache(maxsize=64)
-def _quantiles(kind: str, mean: float = 0.0, std: float = 0.0) -> npt.NDArray[np.float32]:
-    """The values of 16 bits: of a mean and standard deviation, without one of variance one
-    (normal) or on (0, 1)."""
-    if std > 0.0 and kind == "normal":
-        return np.asarray(mean + std * _quantiles(kind).astype(np.float64), np.float32)
+_RADII, _ANGLES = 2048, 32
+
+
+@lru_cache(maxsize=32)
+def _pairs(kind: str, mean: float = 0.0, std: float = 0.0) -> npt.NDArray[np.float64]:
+    """65,536 pairs of numbers, each pair's eight bytes as one float64: of a mean and a standard
+    deviation, without one of variance one (normal) or on (0, 1).
+
+    Normal: 2,048 radii, which are the means of as many equal parts of the law of r², with 32 angles
+    each, turned by the golden section from one radius to the next. All joint moments are those of
+    independent numbers up to the 31st in the angle; the kurtosis is 2.999. Uniform: a grid of 256
+    by 256, each place of which is shifted so that either number has 65,536 values.
+    """
+    if kind == "normal":
+        u = np.linspace(0.0, 1.0, _RADII + 1)
+        below = u + (1 - u) * np.log(np.maximum(1 - u, 1e-300))  # ∫ −ln(1 − u): r²/2 is Exp(1)
+        radius = np.sqrt(2 * _RADII * np.diff(below))[:, None]
+        turn = np.arange(_RADII)[:, None] * ((math.sqrt(5) - 1) / 2)
+        angle = 2 * math.pi / _ANGLES * (np.arange(_ANGLES) + turn)
+        found = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1).reshape(-1, 2)
+        unit = 1.0
+    else:
+        place = np.arange(256)
+        shift = np.random.default_rng(0).permutation(256)
+        x = place[:, None] + (shift[None, :] + 0.5) / 256
+        found = np.stack([x, x.T], -1).reshape(-1, 2) / 256
+        unit = math.sqrt(12.0)
     if std > 0.0:
-        centred = _quantiles(kind).astype(np.float64) - 0.5
-        return np.asarray(mean + std * math.sqrt(12.0) * centred, np.float32)
-    count = 2**16
-    middle = (np.arange(count) + 0.5) / count
-    if kind == "uniform":
-        return middle.astype(np.float32)
-    # The mean of a normal number between two of its quantiles: (φ(a) − φ(b))·count.
-    edges = torch.special.ndtri(torch.arange(count + 1, dtype=torch.float64) / count)
-    density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
-    means = ((density[:-1] - density[1:]) * count).numpy()
-    means /= math.sqrt(float((means**2).mean()))
-    return np.asarray(means, np.float32)
+        found = mean + std * unit * (found - (0.5 if kind == "uniform" else 0.0))
+    return np.ascontiguousarray(found, np.float32).view(np.float64).ravel()
 
 
 def _kind(law: Distribution | None) -> str:
