@@ -7,7 +7,8 @@ added to it, for a random direction at the output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +41,23 @@ def is_out_of_memory(problem: BaseException) -> bool:
         isinstance(problem, RuntimeError)
         and ("can't allocate memory" in text or "not enough memory" in text)
     )
+
+
+_GRAIN = 2**16  # elements below which threads wait for each other longer than they compute
+
+
+@contextmanager
+def threads_for(elements: float) -> Iterator[None]:
+    """One thread where an operation has so few elements; else as many as torch has."""
+    before = torch.get_num_threads()
+    if before == 1 or elements > _GRAIN:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -108,6 +126,12 @@ class Ensemble:
             live -= sum(counts.get(value, 0) for value in step.free)
         return 2.0 * size * peak
 
+    def _work(self, draws: int) -> float:
+        """Elements that a step computes on average."""
+        graph = self.analysis.graph
+        made = [graph.values[out].size or 0 for step in self.program.steps for out in step.outputs]
+        return draws * sum(made) / max(len(made), 1)
+
     # ------------------------------------------------------------------ running
 
     def extend(self, until: int) -> None:
@@ -149,7 +173,7 @@ class Ensemble:
             found = self.program.run({**fixed, **varied}, inputs, watch if zeros else None)
             return [found[v] for v in values], [found[o] for o in self.outputs if zeros]
 
-        with torch.set_grad_enabled(self.backward):
+        with torch.set_grad_enabled(self.backward), threads_for(self._work(count)):
             if self.together:
                 seen, outputs = torch.func.vmap(one, randomness="different")(varied, inputs, zeros)
             else:

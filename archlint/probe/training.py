@@ -22,7 +22,7 @@ from torch import Tensor
 from archlint.finding import Training
 from archlint.graph.model import LayerGraph
 from archlint.probe.draws import Drawer
-from archlint.probe.ensemble import is_out_of_memory
+from archlint.probe.ensemble import is_out_of_memory, threads_for
 from archlint.probe.execute import DATA_SIZED, Program
 from archlint.probe.task import Batch, NoTask, Readout, Task
 
@@ -136,6 +136,28 @@ class Runs:
         state: dict[str, tuple[Tensor, Tensor]] = {}
         if self.optimizer == "adam":
             state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in weights.items()}
+        with threads_for(self._work(len(active))):
+            self._go_on(active, rates, weights, others, fixed, state, tick)
+
+    def _work(self, runs: int) -> float:
+        """Elements that a step computes on average."""
+        made = [
+            self.graph.values[out].size or 0
+            for step in self.program.steps for out in step.outputs
+        ]  # fmt: skip
+        samples = max(self.task.samples, 32)
+        return runs * samples / self.task.samples * sum(made) / max(len(made), 1)
+
+    def _go_on(
+        self,
+        active: list[tuple[int, float]],
+        rates: Tensor,
+        weights: dict[str, Tensor],
+        others: dict[str, Tensor],
+        fixed: Mapping[str, Tensor],
+        state: dict[str, tuple[Tensor, Tensor]],
+        tick: Tick,
+    ) -> None:
         threshold = self.threshold if self.threshold is not None else self.task.threshold
         batches = self.task.batches(self.seed)
         torch.manual_seed(self.seed)  # of dropout
