@@ -54,7 +54,7 @@ def analyse(graph: LayerGraph) -> Analysis:
 
 def predict(graph: LayerGraph) -> tuple[dict[str, Signal], Lengths, Gradients]:
     """The signals of a graph with their gradients and spreads, and the laws that these are of."""
-    edges: Edges = {}
+    edges = Edges()
     signals = backpropagate(graph, propagate(graph), edges)
     lengths = Lengths(graph, signals)
     gradients = Gradients(lengths, edges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import numpy as np
@@ -27,7 +28,13 @@ for _family in ("affine", "attention", "elementwise", "layout", "normalisation",
 _Sources = dict[str, Gradient]
 
 
-Edges = dict[tuple[str, int], float]
+@dataclass(slots=True)
+class Edges:
+    """What the backward sweep leaves: E g² of what each input (node id, place) sends ``back``, and
+    the gradients' ``profiles`` along the axes of each value."""
+
+    back: dict[tuple[str, int], float] = field(default_factory=dict)
+    profiles: dict[str, Mapping[int, Profile]] = field(default_factory=dict)
 
 
 def gradients(
@@ -37,8 +44,8 @@ def gradients(
 
     ξ ~ N(0,1) is independent for every element of every output of real numbers. A value that no
     output depends on has the gradient 0; unknown is what an op without a backward function, or one
-    whose signal is unknown, hands on. ``edges`` is filled with E g² of what each input (node id,
-    place) sends back. One pass; cost linear in the number of nodes.
+    whose signal is unknown, hands on. ``edges`` is filled in. One pass; cost linear in the number
+    of nodes.
     """
     arriving: dict[str, list[Gradient]] = {}
     sources: _Sources = {}
@@ -57,6 +64,8 @@ def gradients(
         _hand_on(graph, node, signals, found, arriving, sources, edges)
     for value in graph.inputs:
         found[value] = _sum(graph, value, arriving.pop(value, []), sources)
+    if edges is not None:
+        edges.profiles.update((value, g.profile) for value, g in found.items() if g.profile)
     return found
 
 
@@ -119,7 +128,7 @@ def _hand_on(
         if own in g.origin:
             sources[own] = g
         if edges is not None and g.second_moment is not None:
-            edges[node.id, i] = g.second_moment
+            edges.back[node.id, i] = g.second_moment
         arriving.setdefault(value, []).append(g)
 
 

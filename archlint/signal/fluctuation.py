@@ -29,16 +29,23 @@ import numpy as np
 
 from archlint.graph.fans import fans
 from archlint.graph.model import LayerGraph, Node
-from archlint.graph.ops import attribute
+from archlint.graph.ops import OPS, attribute
 from archlint.initialization.distribution import Distribution
 from archlint.signal.activations import IDENTITY, Activation, activation
 from archlint.signal.dominators import carriers
-from archlint.signal.gaussian import Floats, hermite_coefficients
+from archlint.signal.gaussian import (
+    HERMITE_TERMS,
+    Floats,
+    hermite,
+    hermite_coefficients,
+    nodes_and_weights,
+)
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.offsets import Pairs, Window, convolved
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
+    influence,
     norm_law,
     normal_law,
     part_law,
@@ -74,6 +81,24 @@ class Fluctuation:
 
 
 Known = Fluctuation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Coherence:
+    """Of ln c, with c the mean correlation of a map's positions in one draw: its ``variance`` and
+    its ``covariance`` with ln M.
+
+    What is propagated as a mean is E Σ v v′ over E Σ v², in which draws of great length count
+    more: a draw's own c has the mean logarithm ln c − Cov(ln M, ln c) − Var ln c/2.
+    """
+
+    variance: float = 0.0
+    covariance: float = 0.0
+
+    @property
+    def typical(self) -> float:
+        """A draw's own c over that of the means."""
+        return math.exp(-max(self.covariance + self.variance / 2, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +163,7 @@ class Lengths:
     state: dict[str, Fluctuation] = field(default_factory=dict)
     total: dict[str, LogLaw] = field(default_factory=dict)
     pairs: dict[str, Pairs] = field(default_factory=dict)
+    coherence: dict[str, Coherence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for value in self.graph.inputs:
@@ -153,6 +179,7 @@ class Lengths:
             for i, out in enumerate(node.outputs):
                 if (pairs := self._pairs_of(node, out)) is not None:
                     self.pairs[out] = pairs
+                    self.coherence[out] = self._coherence_of(node, pairs)
                 if self.signal(out).known and (i == 0 or node.op == "split"):
                     self._settle(out, rule(self, node, inputs, out))
 
@@ -193,6 +220,11 @@ class Lengths:
             return None
         return tuple(n or 1 for n, r in zip(shape, roles, strict=True) if r == "position")
 
+    def axes(self, value: str | None, profile: Mapping[int, Floats]) -> list[Floats | None]:
+        """Of a profile by axis, those of the axes of positions in order."""
+        roles = self.signal(value).roles
+        return [profile.get(a) for a, role in enumerate(roles) if role == "position"]
+
     def alike(self, value: str | None) -> Pairs | None:
         """How alike a value's positions are; None where that is not known."""
         found = self.pairs.get(value or "")
@@ -203,6 +235,44 @@ class Lengths:
             return None if sizes is None else Pairs(sizes)
         c = self.signal(value).position_correlation
         return None if c is None else Pairs(sizes, None, c)
+
+    def typical(self, value: str | None) -> Pairs | None:
+        """How alike a value's positions are in one draw."""
+        found = self.alike(value)
+        if found is not None and found.places > 1:
+            found = found.profiled(self.axes(value, self.signal(value).profile))
+        coherence = self.coherence.get(value or "")
+        if found is None or coherence is None or coherence == Coherence():
+            return found
+        return replace(found.lowered(coherence.typical), deviation=math.sqrt(coherence.variance))
+
+    def _coherence_of(self, node: Node, out: Pairs) -> Coherence:
+        """With z = √c·u + √(1 − c)·e and u what all positions share: of the means A of φ(z)² and Y
+        of φ(z)φ(z′), one feature has E_e φ² and (E_e φ)², functions of u. That of z itself is
+        A = cu² + 1 − c, Y = cu²; an activation adds what is independent of u² − 1, and multiplies
+        what was by d ln f/d ln c, f the correlation that it makes of c."""
+        value = node.inputs[0]
+        before, x = self.coherence.get(value or "", Coherence()), self.alike(value)
+        width, signal = self.features(value), self.signal(value)
+        phi = activation(node.op, node.attributes)
+        if x is None:
+            return Coherence()
+        c, after = x.different, out.different
+        if node.op in ("conv", "linear") and (n := self.features(node.output)) and after > 0:
+            bias = bias_share(self.graph, self.signals, node) or 0.0
+            e = max((after - bias) / after, 0.0)
+            own = 2 * (1 - bias) ** 2 / n
+            return Coherence(
+                e * e * before.variance + own * (1 - after) ** 2,
+                e * (1 - bias) * before.covariance + own * after * (1 - after),
+            )
+        if phi is None or width is None or signal.mean is None or not signal.variance:
+            norm = OPS[node.op].kind == "normalisation"
+            return Coherence(before.variance, 0.0 if norm else before.covariance)
+        slope, new, both = _coherence(phi, signal.mean, signal.variance, round(c, 4))
+        e = length_elasticity(phi, signal.mean, signal.variance)
+        return Coherence(slope**2 * before.variance + new / width,
+                         slope * e * before.covariance + both / width)  # fmt: skip
 
     def _pairs_of(self, node: Node, out: str) -> Pairs | None:
         """How alike the positions of an output are: a convolution and an activation by offset; what
@@ -299,7 +369,7 @@ def affine(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """χ²_n of the outputs given the input; the part of the biases does not follow the input."""
     f, z = inputs[0], at.signal(out)
     count = fans(node, at.graph)
-    alike = at.alike(out)
+    alike = at.typical(out)
     if f is None or count is None or alike is None or not z.second_moment:
         return None
     bias = bias_share(at.graph, at.signals, node)
@@ -349,7 +419,7 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     """What is left of the length, beyond what follows the length that comes in."""
     f, x = inputs[0], at.signal(node.inputs[0])
     phi = activation(node.op, node.attributes)
-    alike, width = at.alike(node.inputs[0]), at.features(node.inputs[0])
+    alike, width = at.typical(node.inputs[0]), at.features(node.inputs[0])
     if f is None or phi is None or alike is None or width is None or x.mean is None:
         return None
     variance = x.variance or 0.0
@@ -366,6 +436,33 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if slope == 0.0:  # of B ~ Bin(n, ½) elements, none of them zero
         peak = _peak_of_half(width, f.kurtosis)
     return Fluctuation(f.root, f.elasticity * e, f.own.raised(e) + law, 0.0, kurtosis, peak)
+
+
+@lru_cache(maxsize=4096)
+def _coherence(
+    phi: Activation, mean: float, variance: float, c: float
+) -> tuple[float, float, float]:
+    """(d ln f/d ln c, Var r, Cov(r, a)) of one feature's relative deviations a of A and r + a of Y
+    that are independent of u² − 1."""
+    q = variance + mean * mean
+    rho = min(max((c * q - mean * mean) / variance, 0.0), 1.0)
+    deviation = math.sqrt(variance)
+    kinks = phi.standard_kinks(mean, deviation)
+    z, w = nodes_and_weights(())
+    damped = hermite(()) / w * (math.sqrt(rho) ** np.arange(HERMITE_TERMS))[:, None]
+    value = hermite_coefficients(lambda t: phi.function(mean + deviation * t), kinks) @ damped
+    square = hermite_coefficients(lambda t: phi.function(mean + deviation * t) ** 2, kinks) @ damped
+    one, two = float(w @ square), float(w @ value**2)
+    if one <= 0 or two <= 0:
+        return 0.0, 0.0, 0.0
+    length = square / one - 1
+    ratio = value**2 / two - 1 - length
+    even = (z * z - 1) / math.sqrt(2)
+    length, ratio = (v - (w @ (v * even)) * even for v in (length, ratio))
+    f, h = pair_function(phi, mean, variance), 1e-3
+    near = f(np.array([c * (1 - h), c * (1 + h)])) if c > 0 else np.array([1.0, 1.0])
+    slope = math.log(near[1] / near[0]) / (2 * h) if near.min() > 0 else 0.0
+    return slope, float(w @ ratio**2), float(w @ (ratio * length))
 
 
 def length_elasticity(phi: Activation, mean: float, variance: float) -> float:
@@ -533,9 +630,20 @@ def _dropout(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
 @_rule("avg_pool", "adaptive_avg_pool", "max_pool", "adaptive_max_pool", "reduce_mean",
        "reduce_sum", "reduce_max")  # fmt: skip
 def _pool(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
-    """Over positions: taken to follow the length of the map."""
+    """A mean over m positions has M·(1 + (m − 1)c)/m, and so varies with c too; a maximum is taken
+    to follow the length of the map."""
+    f, x = inputs[0], at.alike(node.inputs[0])
     before, after = at.features(node.inputs[0]), at.features(out)
-    return inputs[0] if before is not None and before == after else None
+    if f is None or x is None or before is None or before != after:
+        return None
+    coherence = at.coherence.get(node.inputs[0] or "")
+    if coherence is None or "max" in node.op or x.places <= 1:
+        return f
+    left = math.prod(at.spots(out) or ())
+    m = x.places / max(left, 1)
+    w = (m - 1) * x.different / (1 + (m - 1) * x.different)
+    more = 2 * w * coherence.covariance + w * w * coherence.variance
+    return replace(f, law=f.own + influence(max(more, 0.0)), fresh=0.0)
 
 
 # --------------------------------------------------------------------------- sums and products

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,17 +21,22 @@ import numpy as np
 from archlint.signal.gaussian import Floats
 
 REACH = 7  # R
+Profile = tuple[float, ...]  # hashable, so that what follows from it is found again
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Correlations of two positions by their offset, 1 where it is zero. ``sizes`` is the map's
     shape; ``table`` has an axis for each. Without a table all different positions have the
-    correlation ``rest``."""
+    correlation ``rest``. ``deviation``: that of ln c from draw to draw.
+    ``profile``: along each axis the second moment over its mean (zero padding leaves less near the
+    border): a pair counts by both."""
 
     sizes: tuple[int, ...]
     table: Floats | None = None
     rest: float = 1.0
+    deviation: float = 0.0
+    profile: tuple[Profile, ...] = ()
 
     @property
     def places(self) -> int:
@@ -39,13 +44,31 @@ class Pairs:
         return math.prod(self.sizes)
 
     def over(self, f: Callable[[Floats], Floats]) -> float:
-        """The mean of f(c) over all pairs of positions, equal ones included."""
+        """The mean of f(c) over all pairs of positions, equal ones included, and over draws: at ln
+        c plus and minus its deviation."""
         if self.places <= 1:
             return float(f(_ONE)[0])
+        if self.deviation > 0:
+            return sum(end.over(f) for end in self.draws()) / 2
         if self.table is None:
             two = f(np.array([1.0, self.rest]))
             return float(two[0] + (self.places - 1) * two[1]) / self.places
-        return float((f(self.table) * weights(self.sizes)).sum())
+        return float((f(self.table) * self.weights()).sum())
+
+    def weights(self) -> Floats:
+        """The share of pairs of positions that each entry of a table stands for."""
+        if not self.profile:
+            return weights(self.sizes)
+        found = np.ones(())
+        for axis in self.profile:
+            found = np.multiply.outer(found, _weighted(axis))
+        return found
+
+    def draws(self) -> tuple[Pairs, ...]:
+        """At ln c plus and minus its deviation; itself where that is zero."""
+        if self.deviation <= 0:
+            return (self,)
+        return tuple(self.lowered(math.exp(sign * self.deviation)) for sign in (1.0, -1.0))
 
     @property
     def mean(self) -> float:
@@ -63,11 +86,34 @@ class Pairs:
         one = float(values.flat[0])
         return Pairs(self.sizes, values / one if one else np.ones_like(values))
 
+    def lowered(self, factor: float) -> Pairs:
+        """With the correlation of different positions times a factor."""
+        if self.places <= 1:
+            return self
+        if self.table is None:
+            return replace(self, rest=min(self.rest * factor, 1.0), deviation=0.0)
+        values = np.minimum(self.table * factor, 1.0)
+        values.flat[0] = 1.0
+        return replace(self, table=values, deviation=0.0)
+
+    def profiled(self, axes: Sequence[Floats | None]) -> Pairs:
+        """With a profile along each axis, None for a flat one."""
+        if self.table is None or len(axes) != len(self.sizes) or all(a is None for a in axes):
+            return self
+        flat = (np.ones(n) if a is None or a.size != n else a
+                for a, n in zip(axes, self.sizes, strict=True))  # fmt: skip
+        return replace(self, profile=tuple(tuple(a.tolist()) for a in flat))
+
+    @property
+    def different(self) -> float:
+        """The mean correlation of two different positions; 1 where there is only one."""
+        return (self.mean * self.places - 1) / (self.places - 1) if self.places > 1 else 1.0
+
     def towards(self, mean: float) -> Pairs:
         """With the mean correlation of different positions brought to ``mean``: 1 − c scaled."""
         if self.places <= 1:
             return self
-        own = (self.mean * self.places - 1) / (self.places - 1)
+        own = self.different
         if self.table is None or 1 - own < 1e-9:
             return Pairs(self.sizes, None, mean)
         scale = (1 - mean) / (1 - own)
@@ -105,6 +151,18 @@ def _axis_weights(size: int) -> Floats:
     """The share of pairs along an axis that have each offset."""
     offset = np.arange(size)
     share = np.where(offset == 0, size, 2.0 * (size - offset)) / size**2
+    if size > REACH + 2:
+        share = np.append(share[: REACH + 1], share[REACH + 1 :].sum())
+    return share
+
+
+@lru_cache(maxsize=512)
+def _weighted(profile: Profile) -> Floats:
+    """The same where a pair counts by the product of both second moments."""
+    q = np.array(profile)
+    size = q.size
+    share = np.correlate(q, q, "full")[size - 1 :] / size**2
+    share[1:] *= 2
     if size > REACH + 2:
         share = np.append(share[: REACH + 1], share[REACH + 1 :].sum())
     return share

@@ -12,7 +12,7 @@ what is new since, Σ (Var η + 2A Cov(ε, η) + A² Var ε), and A² Var ln M o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -22,6 +22,7 @@ from archlint.graph.fans import fans
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import attribute
 from archlint.signal.activations import Activation, activation
+from archlint.signal.backpropagate import Edges
 from archlint.signal.dominators import carriers
 from archlint.signal.fluctuation import (
     Chain,
@@ -69,12 +70,10 @@ class Back:
 class Gradients:
     """The fluctuation of the squared gradient of every value of which it is known: ``total`` is
     the law of ln g² − ln E g², g = ∂⟨output, ξ⟩/∂v for a ξ of fixed length.
-
-    ``edges``: E g² of what each input of each node sends back.
     """
 
     lengths: Lengths
-    edges: Mapping[tuple[str, int], float]
+    edges: Edges
     chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
     state: dict[str, Fluctuation] = field(default_factory=dict)
     pairs: dict[str, Pairs] = field(default_factory=dict)
@@ -91,7 +90,7 @@ class Gradients:
             live = carriers(graph, node)
             settled = [self._settle(v, arriving.pop(v, []), len(live)) for v in node.outputs]
             for i, value in enumerate(node.inputs):
-                weight = self.edges.get((node.id, i))
+                weight = self.edges.back.get((node.id, i))
                 if value not in live or weight == 0.0:
                     continue
                 sent: Back | None = None
@@ -136,6 +135,8 @@ class Gradients:
             a = g.follows
             law += LogLaw(a * a * forward.variance, a * forward.deficit, a**3 * forward.third)
         self.total[value] = law
+        g = replace(g, alike=g.alike.profiled(self.lengths.axes(
+            value, self.edges.profiles.get(value, {}))))  # fmt: skip
         self.state[value] = g.gradient
         self.pairs[value] = g.alike
         if readers > 1:
@@ -245,7 +246,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """What the mask φ′ leaves of the squared gradient."""
     phi = activation(node.op, node.attributes)
     x = at.lengths.signal(node.inputs[0])
-    width, forward = at.lengths.features(node.inputs[0]), at.lengths.alike(node.inputs[0])
+    width, forward = at.lengths.features(node.inputs[0]), at.lengths.typical(node.inputs[0])
     if phi is None or x.mean is None or width is None or forward is None:
         return None
     variance = x.variance or 0.0
@@ -272,21 +273,21 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     )  # fmt: skip
 
 
-def _shared(
-    phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs
-) -> float:  # fmt: skip
+def _shared(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> float:
     """The mean over pairs of positions of (1 + 2c²)(μ − 1) over its value 3(μ(1) − 1) for one, with
     c the gradient's correlation and μ = E φ′²φ′²/(E φ′²)² of the pair."""
     series = _slope_series(phi, mean, variance)[1]
     whole = 3 * (float(series.sum()) - 1)
     if whole <= 0:
         return 0.0
-    z, c = _paired(forward, g)
-    mu = polyval(normal_correlations(z, mean, variance), series)
-    each = (1 + 2 * c * c) * np.maximum(mu - 1, 0.0) / whole
-    return (
-        Pairs(forward.sizes, each).over(lambda v: v) if forward.places > 1 else float(each.flat[0])
-    )
+    found = []
+    for end in forward.draws():
+        z, c = _paired(end, g)
+        mu = polyval(normal_correlations(z, mean, variance), series)
+        each = (1 + 2 * c * c) * np.maximum(mu - 1, 0.0) / whole
+        found.append(float(each.flat[0]) if end.places <= 1 else replace(
+            g, sizes=end.sizes, table=each).mean)  # fmt: skip
+    return sum(found) / len(found)
 
 
 def _behind(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> Pairs:
