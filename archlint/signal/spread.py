@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,31 +30,38 @@ _EXACT_BELOW = 512  # neurons up to which the sum over the number of positive on
 @dataclass(frozen=True, slots=True)
 class LogLaw:
     """The logarithm of a random factor R with E R = 1: ``variance`` = Var ln R, ``deficit`` =
-    −E ln R (half the variance where R is log-normal), ``third`` its third central moment. All
-    three add up over independent factors."""
+    −E ln R (half the variance where R is log-normal), ``third`` its third central moment, all
+    three given that R is not zero; ``dead`` = P(R = 0). They add up over independent factors."""
 
     variance: float = 0.0
     deficit: float = 0.0
     third: float = 0.0
+    dead: float = 0.0
 
     def __add__(self, other: LogLaw) -> LogLaw:
         return LogLaw(self.variance + other.variance, self.deficit + other.deficit,
-                      self.third + other.third)  # fmt: skip
+                      self.third + other.third, self.dead + other.dead - self.dead * other.dead,
+                      )  # fmt: skip
 
     def raised(self, power: float) -> LogLaw:
         """Of what goes as that power of R, to the first order."""
         e = power
-        return LogLaw(e * e * self.variance, e * e * self.deficit, e**3 * self.third)
+        return LogLaw(e * e * self.variance, e * e * self.deficit, e**3 * self.third, self.dead)
 
     def mixed(self, share: float) -> LogLaw:
         """Of 1 − share + share·R: what is left of R beside something that does not vary, such as
         the biases' part of a length."""
-        if share >= 1.0 or self.variance * share * share < _SMALL:
-            return self.raised(min(share, 1.0))
+        if share >= 1.0:
+            return self
+        if self.variance * share * share < _SMALL:
+            return replace(self.raised(share), dead=0.0)
         return _mixed(self, round(share, 6))
 
     def below(self, x: float) -> float:
         """P(ln R < x), ln R taken for a scaled and shifted ln Γ of its three moments."""
+        return self.dead + (1 - self.dead) * self._below(x)
+
+    def _below(self, x: float) -> float:
         if self.variance <= 0:
             return float(x > -self.deficit)
         grid, weight = _grid(self)
@@ -169,6 +176,7 @@ def rectified_law(
         first.variance + over * (second.variance - first.variance),
         first.deficit + over * (second.deficit - first.deficit),
         first.third + over * (second.third - first.third),
+        first.dead + over * (second.dead - first.dead),
     )
 
 
@@ -202,6 +210,7 @@ def _rectified(n: int, slope: float, excess: float, whole: float | None) -> LogL
     return LogLaw(
         float(weight @ (inner + off**2)), level - centre,
         float(weight @ (third + 3 * off * inner + off**3)),
+        2.0**-n if s2 == 0.0 else 0.0,
     )  # fmt: skip
 
 
@@ -316,14 +325,6 @@ def typical_loss(law: LogLaw) -> float:
 def chance_of_loss(law: LogLaw, factor: float = 10.0) -> float:
     """P(M < E M/factor)."""
     return law.below(-math.log(factor))
-
-
-def dead_probability(widths: tuple[int, ...]) -> float:
-    """P(some ReLU layer without bias is off as a whole) = 1 − Π(1 − 2^−n)."""
-    alive = 1.0
-    for n in widths:
-        alive *= 1 - 2.0 ** -min(n, 1000)
-    return 1 - alive
 
 
 # --------------------------------------------------------------------------- ψ and ψ₁

@@ -16,10 +16,12 @@ from archlint.signal.activations import activation
 from archlint.signal.analysis import analyse
 from archlint.signal.criticality import critical
 from archlint.signal.spread import (
+    CERTAIN,
     LogLaw,
     chance_of_loss,
-    dead_probability,
     digamma_of,
+    rectified_law,
+    tetragamma_of,
     trigamma_of,
     variance_of_log,
 )
@@ -30,6 +32,7 @@ def test_polygamma() -> None:
     x = np.concatenate([np.linspace(0.01, 5, 200), np.geomspace(5, 1e6, 100)])
     assert np.allclose(digamma_of(x), special.digamma(x), rtol=1e-10, atol=1e-10)
     assert np.allclose(trigamma_of(x), special.polygamma(1, x), rtol=1e-10)
+    assert np.allclose(tetragamma_of(x), special.polygamma(2, x), rtol=1e-10)
 
 
 @pytest.mark.parametrize("width", [4, 8, 15, 32, 200, 700])
@@ -50,7 +53,8 @@ def test_chances() -> None:
         share = float((m < -math.log(10)).mean())
         law = LogLaw(beta, beta / 2)
         assert chance_of_loss(law) == pytest.approx(share, abs=5 * math.sqrt(share / 200_000))
-    assert dead_probability((10,) * 5) == pytest.approx(0.0049, abs=1e-4)
+    five = sum((rectified_law(10) for _ in range(5)), CERTAIN)
+    assert five.dead == pytest.approx(0.0049, abs=1e-4)
 
 
 def _lengths(

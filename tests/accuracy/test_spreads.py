@@ -1,0 +1,29 @@
+"""β and the chance of a loss against draws: a sample by default, the whole study behind -m slow."""
+
+from __future__ import annotations
+
+from tests.accuracy.spreads import networks
+
+NETWORKS = list(networks())
+SAMPLE = ("he 16×10", "torch 16×6", "relu 32,16,32,16", "16×8 on 6², map", "linear η=0.3 16×20",
+          "glu 32×4", "½ 32×8", "gelu critical 64×16")  # fmt: skip
+LIMITS = {"length": 0.2, "gradient": 0.25}
+
+
+def _check(network: Network, draws: int) -> list[str]:
+    """What misses: β by more than the limit and three standard errors, P by three."""
+    found = rows(network, draws)
+    assert {row.what for row in found} == set(LIMITS)
+    wrong = []
+    for row in found:
+        if row.within > LIMITS[row.what]:
+            wrong.append(f"{row.what}: β {row.law.variance:.3f}, found {row.measured.variance:.3f}")
+        p, q = row.loses
+        if abs(p - q) > 3 * row.error_of_loss + 0.02:
+            wrong.append(f"{row.what}: P {p:.3f}, found {q:.3f} ± {row.error_of_loss:.3f}")
+    return wrong
+
+
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n.name in SAMPLE], ids=lambda n: n.name)
+def test_sample(network: Network) -> None:
+    assert _check(network, 400) == []
