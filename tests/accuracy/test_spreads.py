@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.accuracy.spreads import networks
+import pytest
+
+from tests.accuracy.spreads import Network, networks, rows
 
 NETWORKS = list(networks())
 SAMPLE = ("he 16×10", "torch 16×6", "relu 32,16,32,16", "16×8 on 6², map", "linear η=0.3 16×20",
@@ -24,6 +26,9 @@ def _check(network: Network, draws: int) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("network", [n for n in NETWORKS if n.name in SAMPLE], ids=lambda n: n.name)
+CHOSEN = [n for n in NETWORKS if n.name in SAMPLE]
+
+
+@pytest.mark.parametrize("network", CHOSEN, ids=lambda n: n.name)
 def test_sample(network: Network) -> None:
     assert _check(network, 400) == []
