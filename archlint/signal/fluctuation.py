@@ -34,9 +34,7 @@ from archlint.initialization.distribution import Distribution
 from archlint.signal.activations import IDENTITY, Activation, activation
 from archlint.signal.dominators import carriers
 from archlint.signal.gaussian import (
-    HERMITE_TERMS,
     Floats,
-    hermite,
     hermite_coefficients,
     nodes_and_weights,
 )
@@ -55,16 +53,19 @@ from archlint.signal.spread import (
 Signals = Mapping[str, Signal]
 
 
+_UNMASKED = (math.inf, 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Fluctuation:
     """ln M = ln E M + e·(that of the root) + ``law`` + the χ² of ``fresh``.
 
     ``fresh`` is the number of independent elements that the length of the last affine map's output
-    is the mean of (0 for none), of the excess kurtosis ``kurtosis`` − 3: of a part of the features
-    there are fewer. ``root`` is the value that is
-    followed, None where nothing is; ``elasticity`` e. ``kurtosis`` = E v⁴/(E v²)² of an element
-    given its length; ``peak`` = E Σv⁴/(Σv²)² over the features, which decides how normal a sum of
-    weights that are not normal is.
+    is the mean of (0 for none): of a part of the features there are fewer. ``mask`` = (elements,
+    chance) of the masks that were laid on it since. ``kurtosis`` = E v⁴/(E v²)² of an element given
+    the length; ``peak`` = E Σv⁴/(Σv²)² over the features, which decides how normal a sum of
+    weights that are not normal is. ``root`` is the value that is followed, None where nothing is;
+    ``elasticity`` e.
     """
 
     root: str | None = None
@@ -73,11 +74,31 @@ class Fluctuation:
     fresh: float = 0.0
     kurtosis: float = 3.0
     peak: float = 0.0
+    mask: tuple[float, float] = _UNMASKED
 
     @property
     def own(self) -> LogLaw:
         """All that is new since the root."""
-        return self.law + normal_law(self.fresh, self.kurtosis - 3) if self.fresh else self.law
+        law = self.law
+        if self.fresh:
+            law += normal_law(self.fresh, self.kurtosis * self.mask[1] - 3)
+        if self.mask[1] < 1:
+            width, chance = self.mask
+            law += rectified_law(width, 0.0, self.kurtosis * chance - 3, chance)
+        return law
+
+    def masked(self, width: float, chance: float) -> Fluctuation:
+        """Behind a mask that keeps each of ``width`` elements with a chance: one mask with those
+        that went before."""
+        kurtosis = self.kurtosis / chance
+        width = min(width, self.mask[0])
+        chance *= self.mask[1]
+        return replace(self, kurtosis=kurtosis, peak=peak_of_masked(width, kurtosis, chance),
+                       mask=(width, chance))  # fmt: skip
+
+    def settled(self) -> Fluctuation:
+        """With all that is new written into the law."""
+        return replace(self, law=self.own, fresh=0.0, mask=_UNMASKED)
 
 
 Known = Fluctuation | None
@@ -111,7 +132,7 @@ class Chain:
 
     def add(self, value: str, f: Fluctuation) -> None:
         """Make a value a root."""
-        self.above[value] = replace(f, law=f.own, fresh=0.0)
+        self.above[value] = f.settled()
         self.level[value] = 1 + (self.level[f.root] if f.root is not None else 0)
         self.total[value] = self.whole(f)
 
@@ -126,8 +147,8 @@ class Chain:
         assert f.root is not None
         above = self.above[f.root]
         return replace(
-            f, root=above.root, elasticity=f.elasticity * above.elasticity,
-            law=f.own + above.law.raised(f.elasticity), fresh=0.0,
+            f.settled(), root=above.root, elasticity=f.elasticity * above.elasticity,
+            law=f.own + above.law.raised(f.elasticity),
         )  # fmt: skip
 
     def since(self, f: Fluctuation, root: str) -> LogLaw | None:
@@ -195,7 +216,7 @@ class Lengths:
         readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
         if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
             self.chain.add(value, f)
-            f = replace(f, root=value, elasticity=1.0, law=CERTAIN, fresh=0.0)
+            f = replace(f.settled(), root=value, elasticity=1.0, law=CERTAIN)
         self.state[value] = f
 
     def signal(self, value: str | None) -> Signal:
@@ -244,7 +265,8 @@ class Lengths:
         coherence = self.coherence.get(value or "")
         if found is None or coherence is None or coherence == Coherence():
             return found
-        return replace(found.lowered(coherence.typical), deviation=math.sqrt(coherence.variance))
+        deviation = min(math.sqrt(coherence.variance), 1.0)
+        return replace(found.lowered(coherence.typical), deviation=deviation)
 
     def _coherence_of(self, node: Node, out: Pairs) -> Coherence:
         """With z = √c·u + √(1 − c)·e and u what all positions share: of the means A of φ(z)² and Y
@@ -258,6 +280,8 @@ class Lengths:
         if x is None:
             return Coherence()
         c, after = x.different, out.different
+        if min(c, after) < _FAINT:
+            return Coherence()
         if node.op in ("conv", "linear") and (n := self.features(node.output)) and after > 0:
             bias = bias_share(self.graph, self.signals, node) or 0.0
             e = max((after - bias) / after, 0.0)
@@ -294,6 +318,8 @@ class Lengths:
             return None
         return x.towards(c)
 
+
+_FAINT = 0.02  # a mean correlation below has no logarithm worth following
 
 Rule = Callable[[Lengths, Node, list[Known], str], Known]
 _RULES: dict[str, Rule] = {}
@@ -426,16 +452,25 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if variance <= 0:
         return None
     e = length_elasticity(phi, x.mean, variance)
-    law = kept(phi, x.mean, variance, width, alike, f.kurtosis)
     m = phi.moments(x.mean, variance)
-    if law is None or not m.second_moment > 0:
+    if not m.second_moment > 0:
         return None
     kurtosis = m.fourth_moment / m.second_moment**2 * f.kurtosis / 3
-    slope = negative_slope(phi)
-    peak = kurtosis / (width + kurtosis - 1)
-    if slope == 0.0:  # of B ~ Bin(n, ½) elements, none of them zero
-        peak = _peak_of_half(width, f.kurtosis)
-    return Fluctuation(f.root, f.elasticity * e, f.own.raised(e) + law, 0.0, kurtosis, peak)
+    if negative_slope(phi) == 0.0 and x.mean == 0.0:
+        width_left = effective_width(phi, x.mean, variance, width, alike)
+        return None if width_left is None else f.masked(width_left, 0.5)
+    law = kept(phi, x.mean, variance, width, alike, f.kurtosis)
+    if law is None:
+        return None
+    return Fluctuation(f.root, f.elasticity * e, f.own.raised(e) + law, 0.0, kurtosis,
+                       kurtosis / (width + kurtosis - 1))  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _normal_nodes() -> tuple[Floats, Floats]:
+    """Points and weights of E f(e), e ~ N(0, 1), for f that need not be known to the last digit."""
+    e, v = np.polynomial.hermite_e.hermegauss(48)
+    return e, v / v.sum()
 
 
 @lru_cache(maxsize=4096)
@@ -446,12 +481,11 @@ def _coherence(
     that are independent of u² − 1."""
     q = variance + mean * mean
     rho = min(max((c * q - mean * mean) / variance, 0.0), 1.0)
-    deviation = math.sqrt(variance)
-    kinks = phi.standard_kinks(mean, deviation)
     z, w = nodes_and_weights(())
-    damped = hermite(()) / w * (math.sqrt(rho) ** np.arange(HERMITE_TERMS))[:, None]
-    value = hermite_coefficients(lambda t: phi.function(mean + deviation * t), kinks) @ damped
-    square = hermite_coefficients(lambda t: phi.function(mean + deviation * t) ** 2, kinks) @ damped
+    e, v = _normal_nodes()
+    x = math.sqrt(rho) * z[:, None] + math.sqrt(1 - rho) * e
+    x = phi.function(mean + math.sqrt(variance) * x)
+    value, square = x @ v, (x * x) @ v
     one, two = float(w @ square), float(w @ value**2)
     if one <= 0 or two <= 0:
         return 0.0, 0.0, 0.0
@@ -480,19 +514,29 @@ def kept(
 ) -> LogLaw | None:
     """The law of what φ leaves of the squared length of ``width`` features at positions that are
     ``alike``, given that length."""
+    left = effective_width(phi, mean, variance, width, alike)
+    series = _squares(phi, mean, variance)
+    if left is None or series is None:
+        return None
+    if math.isinf(left):
+        return CERTAIN
+    slope = negative_slope(phi)
+    if slope is not None and mean == 0.0:
+        return rectified_law(left, slope, kurtosis - 3)
+    return norm_law(float(series.sum()) / left)
+
+
+def effective_width(
+    phi: Activation, mean: float, variance: float, width: int, alike: Pairs
+) -> float | None:
+    """How many independent features average as well as ``width`` at positions that are ``alike``:
+    width·V(1)/mean V(c), V(c) the part of Cov(φ(u)², φ(v)²) that the length does not explain."""
     series = _squares(phi, mean, variance)
     if series is None:
         return None
     one = float(series.sum())
-    if one <= 0:
-        return CERTAIN
     pair = alike.over(lambda c: polyval(normal_correlations(c, mean, variance), series))
-    if pair <= 0:
-        return CERTAIN
-    slope = negative_slope(phi)
-    if slope is not None and mean == 0.0:
-        return rectified_law(width * one / pair, slope, kurtosis - 3)
-    return norm_law(pair / width)
+    return width * one / pair if one > 0 and pair > 1e-12 * one else math.inf
 
 
 @lru_cache(maxsize=4096)
@@ -523,15 +567,18 @@ def negative_slope(phi: Activation) -> float | None:
 
 
 @lru_cache(maxsize=4096)
-def _peak_of_half(width: int, kurtosis: float) -> float:
-    """E[k/(B + k − 1)], B ~ Bin(n, ½) and not zero; of n elements of kurtosis k that are gamma
-    when squared, Σv⁴/(Σv²)² has the mean k/(n + k − 1)."""
-    if width > 2000:
-        return kurtosis / (width / 2)
-    b = np.arange(1, width + 1, dtype=np.float64)
-    logs = np.array([-math.lgamma(k + 1) - math.lgamma(width - k + 1) for k in b])
+def peak_of_masked(width: float, kurtosis: float, chance: float) -> float:
+    """E Σv⁴/(Σv²)² of B ~ Bin(n, p) elements, not zero, of the kurtosis k·p: E[kp/(B + kp − 1)],
+    with squares that are gamma variables."""
+    k = kurtosis * chance
+    n = max(round(min(width, 1e6)), 1)
+    if n > 2000:
+        return k / max(n * chance, 1.0)
+    b = np.arange(1, n + 1, dtype=np.float64)
+    logs = np.array([-math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in b])
+    logs += b * (math.log(chance) - math.log1p(-chance))
     weight: Floats = np.exp(logs - logs.max())
-    return float((weight / weight.sum()) @ (kurtosis / (b + kurtosis - 1)))
+    return float((weight / weight.sum()) @ (k / (b + k - 1)))
 
 
 @_rule("glu")
@@ -606,9 +653,9 @@ def _part(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if after >= before:
         return f
     peak = f.peak * before / after
-    if f.fresh > 0:
+    if f.fresh > 0 and f.mask == _UNMASKED:
         return replace(f, fresh=f.fresh * after / before, peak=peak)
-    return replace(f, law=f.law + part_law(after, before), peak=peak)
+    return replace(f.settled(), law=f.own + part_law(after, before), peak=peak)
 
 
 @_rule("dropout")
@@ -622,8 +669,10 @@ def _dropout(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     keep = 1 - float(p)
     if not attribute("dropout", node.attributes, "training") or not 0 < keep < 1:
         return f
+    if places <= 1:
+        return f.masked(width, keep)
     r = f.kurtosis * (1 / keep - 1) / (width * places)
-    return replace(f, law=f.own + norm_law(r), fresh=0.0, kurtosis=f.kurtosis / keep,
+    return replace(f.settled(), law=f.own + norm_law(r), kurtosis=f.kurtosis / keep,
                    peak=f.peak / keep)  # fmt: skip
 
 
@@ -643,7 +692,7 @@ def _pool(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     m = x.places / max(left, 1)
     w = (m - 1) * x.different / (1 + (m - 1) * x.different)
     more = 2 * w * coherence.covariance + w * w * coherence.variance
-    return replace(f, law=f.own + influence(max(more, 0.0)), fresh=0.0)
+    return replace(f.settled(), law=f.own + influence(max(more, 0.0)))
 
 
 # --------------------------------------------------------------------------- sums and products
@@ -666,8 +715,9 @@ def _add(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if len(live) == 1:
         f = parts[0 if node.inputs[0] in live else 1]
         e = weights[0 if node.inputs[0] in live else 1]
-        return None if f is None else replace(
-            f, elasticity=f.elasticity * e, law=f.own.mixed(e), fresh=0.0)  # fmt: skip
+        if f is None:
+            return None
+        return replace(f.settled(), elasticity=f.elasticity * e, law=f.own.mixed(e))
     width = at.features(out)
     if parts[0] is None or parts[1] is None or width is None:
         return None

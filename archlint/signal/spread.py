@@ -152,26 +152,28 @@ def part_law(part: float, whole: float) -> LogLaw:
 
 
 def rectified_law(
-    width: float, slope: float = 0.0, excess: float = 0.0, whole: float | None = None
+    width: float, slope: float = 0.0, excess: float = 0.0, chance: float = 0.5
 ) -> LogLaw:
     """Of what φ(z) = z, or slope·z below zero, leaves of the squared length of z, over its mean;
     given that it is not zero.
 
     Of ``width`` elements B ~ Bin(n, ½) are positive. Their share of the squared length has the law
-    Beta(B/2, (N − B)/2) with N = ``whole`` = n unless the direction lives in more dimensions, and
-    is independent of the length: exact for normal elements. An ``excess`` kurtosis enters as in
-    :func:`normal_law`. For widths between two whole numbers the mean of the two.
+    Beta(B/2, (n − B)/2) and is independent of the length: exact for normal elements. An ``excess``
+    kurtosis enters as in :func:`normal_law`. A mask that keeps elements with another ``chance``,
+    such as dropout, is the same (without a slope). For widths between two whole numbers the mean
+    of the two.
     """
     low = math.floor(width)
     if low < 1:
         low, width = 1, 1.0
     if low >= _WIDEST:
-        return norm_law(3 * ((1 + slope**4) * 2 / (1 + slope**2) ** 2 - 1) / width)
+        ratio = 2 * (1 + slope**4) / (1 + slope**2) ** 2 if slope else 1 / chance
+        return norm_law(3 * (ratio - 1) / width)
     over = width - low
-    first = _rectified(low, slope, excess, None if whole is None else max(whole, low))
+    first = _rectified(low, slope, excess, chance)
     if over < 1e-9:
         return first
-    second = _rectified(low + 1, slope, excess, None if whole is None else max(whole, low + 1))
+    second = _rectified(low + 1, slope, excess, chance)
     return LogLaw(
         first.variance + over * (second.variance - first.variance),
         first.deficit + over * (second.deficit - first.deficit),
@@ -184,39 +186,41 @@ _WIDEST = 20_000  # above, a sum over the number of positive elements gains noth
 
 
 @lru_cache(maxsize=4096)
-def _rectified(n: int, slope: float, excess: float, whole: float | None) -> LogLaw:
+def _rectified(n: int, slope: float, excess: float, chance: float) -> LogLaw:
     s2 = slope * slope
-    if s2 >= 1.0:
+    if s2 >= 1.0 or chance >= 1.0:
         return CERTAIN
     if s2 > 0.0:
         if n > _EXACT_BELOW:
             return norm_law((6 * (1 + s2 * s2) / (1 + s2) ** 2 - 3) / n)
-        weight = _binomial(n, 0, n)
+        weight = _binomial(n, 0, n, 0.5)
         mean, inner, third = _logs_of_mixtures(n, s2)
         level = math.log((1 + s2) / 2)
     else:
-        reach = 10 * math.sqrt(n / 4) + 2  # in standard deviations of B
-        low, high = max(int(n / 2 - reach), 1), min(int(n / 2 + reach) + 1, n)
-        weight = _binomial(n, low, high)
-        total = float(n if whole is None else whole)
-        b = np.append(np.arange(low, high + 1, dtype=np.float64), total)
+        centre = n * chance
+        reach = 10 * math.sqrt(centre * (1 - chance)) + 2  # in standard deviations of B
+        low, high = max(int(centre - reach), 1), min(int(centre + reach) + 1, n)
+        weight = _binomial(n, low, high, chance)
+        b = np.append(np.arange(low, high + 1, dtype=np.float64), n)
         mean = digamma_of(b / 2) - excess / (2 * (b + 2))
         inner = trigamma_of(b / 2) + excess / (b + 2)
         third = tetragamma_of(b / 2)
         mean, inner, third = (m[:-1] - m[-1] for m in (mean, inner, third))
-        level = math.log(n / 2 / total)
+        level = math.log(chance)
     centre = float(weight @ mean)
     off = mean - centre
     return LogLaw(
         float(weight @ (inner + off**2)), level - centre,
         float(weight @ (third + 3 * off * inner + off**3)),
-        2.0**-n if s2 == 0.0 else 0.0,
+        (1 - chance) ** n if s2 == 0.0 else 0.0,
     )  # fmt: skip
 
 
-def _binomial(n: int, low: int, high: int) -> Floats:
-    """P(B = b) for b = low … high, B ~ Bin(n, ½), scaled to the sum one."""
-    logs = np.array([-math.lgamma(b + 1) - math.lgamma(n - b + 1) for b in range(low, high + 1)])
+def _binomial(n: int, low: int, high: int, p: float) -> Floats:
+    """P(B = b) for b = low … high, B ~ Bin(n, p), scaled to the sum one."""
+    b = np.arange(low, high + 1)
+    logs = np.array([-math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in b.tolist()])
+    logs += b * (math.log(p) - math.log1p(-p))
     weight = np.exp(logs - logs.max())
     return np.asarray(weight / weight.sum(), np.float64)
 

@@ -142,7 +142,7 @@ class Gradients:
         if readers > 1:
             self.chain.add(value, g.gradient)
             return replace(g, gradient=replace(
-                g.gradient, root=value, elasticity=1.0, law=CERTAIN, fresh=0.0))  # fmt: skip
+                g.gradient.settled(), root=value, elasticity=1.0, law=CERTAIN))  # fmt: skip
         return g
 
     def _sum(self, value: str, parts: list[tuple[float, Back | None]]) -> Back | None:
@@ -164,7 +164,7 @@ class Gradients:
             follows += share * g.follows
             squared += share * share
             if done is None:
-                done = replace(g.gradient, law=g.gradient.own.mixed(share), fresh=0.0,
+                done = replace(g.gradient.settled(), law=g.gradient.own.mixed(share),
                                elasticity=share * g.gradient.elasticity)  # fmt: skip
                 continue
             one, two = self.chain.meet(done, g.gradient)
@@ -259,6 +259,9 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     a, e, d = g.follows, length_elasticity(phi, x.mean, variance), 0.0
     if not phi.homogeneous:
         d = slope_elasticity(phi, x.mean, variance)
+    behind = _behind(phi, x.mean, variance, forward, g.alike)
+    if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
+        return Back(f.masked(width / share, 0.5), behind)
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
     own = CERTAIN
@@ -269,7 +272,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own, 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        _behind(phi, x.mean, variance, forward, g.alike), a * e + d,
+        behind, a * e + d,
     )  # fmt: skip
 
 
@@ -360,7 +363,7 @@ def layer_shares(at: Gradients, node: Node, bend: Node | None) -> Shares | None:
             common = joint_moment(phi, x.mean, x.variance or 0.0) / width
             if back is not None:  # what φ′ owes to the length of z, which is new in this layer
                 own = back.gradient.own + influence(2 * d * d / width)
-                back = replace(back, gradient=replace(back.gradient, law=own, fresh=0.0))
+                back = replace(back, gradient=replace(back.gradient.settled(), law=own))
     back = _affine(at, node, replace(back, follows=0.0), 0) if back is not None else None
     gradient = back.gradient.own if back is not None else None
     if gradient is not None and common:
@@ -447,7 +450,7 @@ def _concat(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         return g
     same = g.alike.over(lambda c: c * c)
     law = f.own + norm_law(2 * same * (1 / part - 1 / whole))
-    return replace(g, gradient=replace(f, law=law, fresh=0.0, peak=f.peak * whole / part))
+    return replace(g, gradient=replace(f.settled(), law=law, peak=f.peak * whole / part))
 
 
 @_rule("dropout")
@@ -461,8 +464,10 @@ def _dropout(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     if not attribute("dropout", node.attributes, "training") or not 0 < keep < 1:
         return g
     f = g.gradient
+    if places <= 1:
+        return replace(g, gradient=f.masked(width, keep))
     law = f.own + norm_law(f.kurtosis * (1 / keep - 1) / (width * places))
-    return replace(g, gradient=replace(f, law=law, fresh=0.0, kurtosis=f.kurtosis / keep))
+    return replace(g, gradient=replace(f.settled(), law=law, kurtosis=f.kurtosis / keep))
 
 
 @_rule("mul", "div")
