@@ -62,10 +62,15 @@ def predict(graph: LayerGraph) -> tuple[dict[str, Signal], Lengths, Gradients]:
         law, back = lengths.total.get(value), gradients.total.get(value)
         signals[value] = signal.but(
             spread=law.variance if law else None, shortfall=law.deficit if law else None,
+            grad_second_moment=_times(signal.grad_second_moment, gradients.excess.get(value)),
             grad_spread=back.variance if back else None,
             grad_shortfall=back.deficit if back else None,
         )  # fmt: skip
     return signals, lengths, gradients
+
+
+def _times(second: float | None, factor: float | None) -> float | None:
+    return second if second is None or factor is None else second * factor
 
 
 def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:

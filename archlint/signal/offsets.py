@@ -287,3 +287,34 @@ def pooled(x: Pairs, windows: Sequence[Window]) -> Pairs:
         table = np.asarray(total / w.taps**2, np.float64)
     one = float(table.flat[0])
     return Pairs(sizes, table / one if one > 0 else np.ones_like(table))
+
+
+@lru_cache(maxsize=1024)
+def _gathering(window: Window) -> Floats:
+    """[offset of the input, offset of the output]: the mean over input positions x, x′ at an offset
+    of how many pairs of outputs that read them lie at each offset, over the taps and the mean
+    number of outputs that read one position."""
+    where = window.where()
+    readers: list[list[int]] = [[] for _ in range(window.size)]
+    for o, t in zip(*np.nonzero((where >= 0) & (where < window.size)), strict=True):
+        readers[int(where[o, t])].append(int(o))
+    mean = sum(map(len, readers)) / window.size
+    found = np.zeros((_length(window.size), _length(window.out)))
+    last = found.shape[1] - 1
+    step = max(window.size // 64, 1)  # of a long axis some positions stand for all
+    for d in range(found.shape[0]):
+        starts = range(0, window.size - d, step)
+        for x in starts:
+            for o in readers[x]:
+                for other in readers[x + d]:
+                    found[d, min(abs(o - other), last)] += 1 / len(starts)
+    return found / (window.taps * mean) if mean > 0 else found
+
+
+def gathered(table: Floats, windows: Sequence[Window]) -> Floats:
+    """Of a field over a convolution's outputs with that covariance by offset, the covariance of its
+    means over the outputs that read each input, times the share of taps that there are."""
+    for axis, w in enumerate(windows):
+        moved = np.tensordot(_gathering(w), table, (1, axis))
+        table = np.moveaxis(moved, 0, axis)
+    return np.asarray(table, np.float64)

@@ -11,6 +11,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 
 import torch
@@ -316,7 +317,8 @@ def networks() -> Iterator[Network]:
 
 def rows(network: Network, draws: int = DRAWS, seed: int = 0) -> list[Row]:
     """The output's length and the input's gradient; none where the engine does not know."""
-    graph = load_torch(network.build, {"input": ((1, *network.shape), "float32")})
+    name = next(iter(signature(network.build().forward).parameters))
+    graph = load_torch(network.build, {name: ((1, *network.shape), "float32")})
     signals, lengths, gradients = predict(graph)
     found = draw(network.build, network.shape, draws, seed, chunk=min(draws, 250),
                  paths=lambda _path, _module: False)  # fmt: skip

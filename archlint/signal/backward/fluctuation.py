@@ -7,6 +7,14 @@ where a norm divides by it, the gradient follows the forward length M: with c = 
 and A what the gradient behind the layer follows its own value with, it follows the layer's input
 with A·e + c, and the layer's own fluctuation ε is multiplied by A. The variance is then that of
 what is new since, Σ (Var η + 2A Cov(ε, η) + A² Var ε), and A² Var ln M of the value itself.
+
+A convolution's gradient passes weights on which its own masks at other positions depend, and is
+therefore not independent of them, as it is (at equal signs) in a fully connected layer: it leans
+towards the activations. With L(p) = ⟨g(p), a(p)⟩ and Λ(δ) its covariance at an offset, 1 for
+independent g and a of |g|²|a|²/C: what is beyond that independence, Λ − c_g c_a, is averaged by a
+convolution over the outputs that read a position, since L_a(x) = (1/k²)Σ_t L_z(x − t) + what is
+independent; and grows at a ReLU, which keeps L = ⟨g φ′, z⟩ while c_g c_a becomes less, by
+c_g·√(1 − c²)/π. One of C directions has then the energy Λ(0) in place of 1.
 """
 
 from __future__ import annotations
@@ -41,7 +49,7 @@ from archlint.signal.fluctuation import (
     windows_of,
 )
 from archlint.signal.gaussian import Floats, hermite_coefficients, nodes_and_weights
-from archlint.signal.offsets import Pairs, alike, apart, mixed, scattered
+from archlint.signal.offsets import Pairs, alike, apart, gathered, mixed, scattered
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
@@ -59,11 +67,14 @@ from archlint.signal.spread import (
 @dataclass(frozen=True, slots=True)
 class Back:
     """``gradient`` of a value, with what power its square ``follows`` the value's length, and how
-    ``alike`` it is at two positions."""
+    ``alike`` it is at two positions. ``lean`` = Λ − c_g c_a by offset, None where it is zero;
+    ``excess``: E g² over what it were without."""
 
     gradient: Fluctuation
     alike: Pairs
     follows: float = 0.0
+    lean: Floats | None = None
+    excess: float = 1.0
 
 
 @dataclass(slots=True)
@@ -77,6 +88,7 @@ class Gradients:
     chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
     state: dict[str, Fluctuation] = field(default_factory=dict)
     pairs: dict[str, Pairs] = field(default_factory=dict)
+    excess: dict[str, float] = field(default_factory=dict)
     total: dict[str, LogLaw] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,6 +151,8 @@ class Gradients:
             value, self.edges.profiles.get(value, {}))))  # fmt: skip
         self.state[value] = g.gradient
         self.pairs[value] = g.alike
+        if g.excess != 1.0:
+            self.excess[value] = g.excess
         if readers > 1:
             self.chain.add(value, g.gradient)
             return replace(g, gradient=replace(
@@ -173,8 +187,10 @@ class Gradients:
         assert done is not None
         alike = mixed([(g.alike, w) for w, g in parts if g is not None])
         cross = 2 * (1 - squared) * alike.over(lambda c: c * c) / width
+        excess = sum(w * g.excess for w, g in parts if g is not None) / total
+        lean = _together([(w / total, g.lean) for w, g in parts if g is not None])
         return Back(replace(done, law=done.law + norm_law(cross), kurtosis=3.0,
-                            peak=3 / (width + 2)), alike, follows)  # fmt: skip
+                            peak=3 / (width + 2)), alike, follows, lean, excess)  # fmt: skip
 
     def since(self, value: str, root: str) -> LogLaw | None:
         """The law of the squared gradient of a value over that of a later one, the output of a sum
@@ -205,8 +221,14 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     if i != 0 or count is None or width is None or bias is None:
         return None
     alike = g.alike
-    if node.op == "conv" and (windows := windows_of(at.graph, node)) is not None:
+    lean: Floats | None = None
+    excess = 1.0
+    windows = windows_of(at.graph, node) if node.op == "conv" else None
+    if windows is not None:
         alike = scattered(alike, windows)
+        if g.lean is not None and attribute("conv", node.attributes, "groups") == 1:
+            lean = (1 - bias) * gathered(g.lean, windows)
+            excess = 1 + float(lean.flat[0]) / width
     elif node.op != "linear" or alike.sizes != at.lengths.spots(value):
         placed = at.placed(g, value or "")
         if placed is None:
@@ -219,6 +241,8 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     taps = max(count.fan_out / count.width, 1.0)
     kurtosis = 3 + excess_of(law) * g.gradient.peak / taps
     same = alike.over(lambda c: chance(c, count.fan_out))
+    if lean is not None:
+        alike, same = _leaning(at, value, alike, lean, width, same)
     fresh, more = width / same, CERTAIN
     if law is not None and law.family == "orthogonal":
         whole = max(count.width, count.fan_in)
@@ -238,8 +262,33 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        alike, a * (1 - bias),
+        alike, a * (1 - bias), lean, g.excess * excess,
     )  # fmt: skip
+
+
+def _together(parts: list[tuple[float, Floats | None]]) -> Floats | None:
+    """The lean of a sum: what the parts have of it they have from one gradient, so that it is their
+    amplitudes that add up."""
+    found = [w * lean for w, lean in parts if lean is not None]
+    if not found or any(lean.shape != found[0].shape for lean in found):
+        return None
+    return np.square(sum((np.sqrt(np.maximum(lean, 0.0)) for lean in found), np.zeros(())))
+
+
+def _leaning(
+    at: Gradients, value: str | None, g: Pairs, lean: Floats, width: int, same: float
+) -> tuple[Pairs, float]:
+    """How alike the gradient is at two positions where one of its ``width`` directions, that of the
+    activations, has the covariance c_g c_a + ``lean``; and the mean of the squared correlation
+    over pairs, which the relative variance 2·same/width is of."""
+    a = at.lengths.alike(value)
+    if a is None or a.sizes != g.sizes:
+        return g, same
+    c, e = g.full(), a.full()
+    whole = width + float(lean.flat[0])
+    found = replace(g, table=(width * c + lean * e) / whole)
+    along = replace(g, table=np.square(c * e + lean)).mean
+    return found, ((width - 1) * same + along) * width / whole**2
 
 
 def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
@@ -261,7 +310,8 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         d = slope_elasticity(phi, x.mean, variance)
     behind = _behind(phi, x.mean, variance, forward, g.alike)
     if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
-        return Back(f.masked(width / share, 0.5), behind)
+        lean = _leant(x.mean, forward, g)
+        return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess)
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
     own = CERTAIN
@@ -272,7 +322,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own, 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d,
+        behind, a * e + d, None, g.excess,
     )  # fmt: skip
 
 
@@ -318,6 +368,15 @@ def _slope_series(phi: Activation, mean: float, variance: float) -> tuple[Floats
     two = hermite_coefficients(lambda z: phi.derivative(mean + deviation * z) ** 2, kinks)
     return (completed(one * one, m.slope) / m.slope,
             completed(two * two, m.slope_fourth) / m.slope**2)  # fmt: skip
+
+
+def _leant(mean: float, forward: Pairs, g: Back) -> Floats | None:
+    """The lean before a ReLU: what it was, and c_g·(f(c) − c·μ(c)) = c_g·√(1 − c²)/π."""
+    if forward.places <= 1:
+        return None
+    z, c = _paired(forward, g.alike)
+    new = c * np.sqrt(np.maximum(1 - z * z, 0.0)) / math.pi
+    return np.asarray(new if g.lean is None or g.lean.shape != new.shape else g.lean + new)
 
 
 def _masked(
@@ -385,8 +444,9 @@ def _glu(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     sigmoid = activation("sigmoid", {})
     assert sigmoid is not None
     e = 1 + length_elasticity(sigmoid, 0.0, x.second_moment)
-    return Back(Fluctuation(f.root, f.elasticity, f.own + law, 0.0, f.kurtosis * ratio,
-                            f.kurtosis * ratio / width), g.alike, a * e + d)  # fmt: skip
+    made = Fluctuation(f.root, f.elasticity, f.own + law, 0.0, f.kurtosis * ratio,
+                       f.kurtosis * ratio / width)  # fmt: skip
+    return Back(made, g.alike, a * e + d, None, g.excess)
 
 
 @lru_cache(maxsize=1024)
@@ -413,15 +473,25 @@ def _norm(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         return None
     if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
         return g
-    return replace(g, follows=-1.0)
+    return replace(g, follows=-1.0, lean=None)
 
 
 @_rule("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "neg", "tile",
        "channel_shuffle", "depth_to_space", "space_to_depth", "pad", "resize", "avg_pool",
-       "max_pool", "adaptive_max_pool", "add", "sub")  # fmt: skip
+       "max_pool", "adaptive_max_pool")  # fmt: skip
 def _passed(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """The same elements, or copies of them."""
-    return g
+    return g if node.op in ("identity", "cast") else replace(g, lean=None)
+
+
+@_rule("add", "sub")
+def _add(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """The same gradient; of ⟨g, a + b⟩ each part has its share of E(a + b)², and lean likewise."""
+    whole = at.lengths.signal(node.output).second_moment
+    part = at.lengths.signal(node.inputs[i]).second_moment
+    if g.lean is None or not whole or part is None:
+        return replace(g, lean=None)
+    return replace(g, lean=g.lean * min(part / whole, 1.0))
 
 
 @_rule("reduce_mean", "reduce_sum", "adaptive_avg_pool")
@@ -490,4 +560,4 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     ratio = b.elasticity / mine.elasticity if abs(mine.elasticity) > 1e-6 else 0.0
     kurtosis = f.kurtosis * b.kurtosis
     return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
-                g.alike, g.follows + ratio)  # fmt: skip
+                g.alike, g.follows + ratio, None, g.excess)  # fmt: skip
