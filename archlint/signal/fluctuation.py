@@ -43,7 +43,6 @@ from archlint.signal.offsets import Pairs, Window, convolved
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
-    influence,
     norm_law,
     normal_law,
     part_law,
@@ -462,8 +461,53 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     law = kept(phi, x.mean, variance, width, alike, f.kurtosis)
     if law is None:
         return None
-    return Fluctuation(f.root, f.elasticity * e, f.own.raised(e) + law, 0.0, kurtosis,
+    before = f.own
+    if phi.homogeneous or before.variance < _CURVED:
+        passed = before.raised(e)
+    else:  # by the curve itself: far from the mean the length grows otherwise
+        passed, e = before.through(length_curve(phi, x.mean, variance))
+        law = _over_draws(phi, x.mean, variance, width, alike, before) or law
+    return Fluctuation(f.root, f.elasticity * e, passed + law, 0.0, kurtosis,
                        kurtosis / (width + kurtosis - 1))  # fmt: skip
+
+
+_CURVED = 0.02  # Var ln M from which on the curvature of ln E φ² in ln M matters
+
+
+def length_curve(phi: Activation, mean: float, variance: float) -> Callable[[Floats], Floats]:
+    """x ↦ ln E φ(z)²/E φ(z₀)² for z = z₀·e^(x/2)."""
+    return _curve(lambda r: phi.moments(mean * math.sqrt(r), variance * r).second_moment)
+
+
+def slope_curve(phi: Activation, mean: float, variance: float) -> Callable[[Floats], Floats]:
+    """x ↦ ln E φ′(z)²/E φ′(z₀)² for z = z₀·e^(x/2)."""
+    return _curve(lambda r: phi.moments(mean * math.sqrt(r), variance * r).slope)
+
+
+def _curve(of: Callable[[float], float]) -> Callable[[Floats], Floats]:
+    level = of(1.0)
+
+    def curve(x: Floats) -> Floats:
+        values = [of(math.exp(min(v, 60.0))) for v in x.tolist()]
+        return np.log(np.maximum(np.array(values) / level, 1e-300))
+
+    return curve
+
+
+def _over_draws(
+    phi: Activation, mean: float, variance: float, width: int, alike: Pairs, law: LogLaw
+) -> LogLaw | None:
+    """The mean law of what φ leaves, over lengths a standard deviation off either way."""
+    parts = []
+    for x in (-1.0, 1.0):
+        r = math.exp(x * math.sqrt(law.variance) - law.deficit)
+        part = kept(phi, mean * math.sqrt(r), variance * r, width, alike)
+        if part is None:
+            return None
+        parts.append(part)
+    one, two = parts
+    return LogLaw((one.variance + two.variance) / 2, (one.deficit + two.deficit) / 2,
+                  (one.third + two.third) / 2)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -542,8 +586,8 @@ def effective_width(
 @lru_cache(maxsize=4096)
 def _squares(phi: Activation, mean: float, variance: float) -> Floats | None:
     """Coefficients of c ↦ Cov(φ(u)², φ(v)²)/(E φ²)² of two pre-activations with the correlation c,
-    less the part 2e²c² that the length itself explains: the squares of the Hermite coefficients of
-    φ² but for the second."""
+    less the part that the length itself explains (2e²c² for a mean of zero): the squares of the
+    Hermite coefficients of φ² but for what lies along those of z²."""
     deviation = math.sqrt(variance)
     m = phi.moments(mean, variance)
     if not (m.second_moment > 0 and math.isfinite(m.fourth_moment)):
@@ -551,10 +595,12 @@ def _squares(phi: Activation, mean: float, variance: float) -> Floats | None:
     series = hermite_coefficients(
         lambda z: phi.function(mean + deviation * z) ** 2, phi.standard_kinks(mean, deviation)
     ) / m.second_moment  # fmt: skip
-    squares = completed(series * series, m.fourth_moment / m.second_moment**2)
+    total = m.fourth_moment / m.second_moment**2 - float(series[1:3] @ series[1:3])
+    q = variance + mean * mean
+    square = np.array([2 * mean * deviation, math.sqrt(2) * variance]) / q  # of z², likewise
+    series[1:3] -= square * float(series[1:3] @ square) / float(square @ square)
+    squares = completed(series * series, total + float(series[1:3] @ series[1:3]))
     squares[0] = 0.0
-    if mean == 0.0:
-        squares[2] = 0.0
     return squares
 
 
@@ -692,7 +738,7 @@ def _pool(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     m = x.places / max(left, 1)
     w = (m - 1) * x.different / (1 + (m - 1) * x.different)
     more = 2 * w * coherence.covariance + w * w * coherence.variance
-    return replace(f.settled(), law=f.own + influence(max(more, 0.0)))
+    return replace(f.settled(), law=f.own + norm_law(max(more, 0.0)))
 
 
 # --------------------------------------------------------------------------- sums and products

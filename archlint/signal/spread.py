@@ -10,8 +10,8 @@ of B degrees of freedom.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -44,9 +44,19 @@ class LogLaw:
                       )  # fmt: skip
 
     def raised(self, power: float) -> LogLaw:
-        """Of what goes as that power of R, to the first order."""
+        """Of what goes as that power of R, over what it is at R = 1."""
         e = power
-        return LogLaw(e * e * self.variance, e * e * self.deficit, e**3 * self.third, self.dead)
+        return LogLaw(e * e * self.variance, e * self.deficit, e**3 * self.third, self.dead)
+
+    def through(self, f: Callable[[Floats], Floats]) -> tuple[LogLaw, float]:
+        """The law of e^f(ln R) over what it is at R = 1, f(0) = 0, and the slope of f by its
+        regression on ln R: what f makes of small further fluctuations on the mean over draws."""
+        grid, weight = _grid(self, _FEW)
+        value = f(grid)
+        mean = float(weight @ value)
+        off, x = value - mean, grid + self.deficit
+        law = LogLaw(float(weight @ off**2), -mean, float(weight @ off**3), self.dead)
+        return law, float(weight @ (off * x)) / self.variance
 
     def mixed(self, share: float) -> LogLaw:
         """Of 1 − share + share·R: what is left of R beside something that does not vary, such as
@@ -54,7 +64,7 @@ class LogLaw:
         if share >= 1.0:
             return self
         if self.variance * share * share < _SMALL:
-            return replace(self.raised(share), dead=0.0)
+            return LogLaw(share**2 * self.variance, share**2 * self.deficit, share**3 * self.third)
         return _mixed(self, round(share, 6))
 
     def below(self, x: float) -> float:
@@ -75,7 +85,7 @@ CERTAIN = LogLaw()
 _SMALL = 1e-3  # variance up to which ln(1 − s + sR) is s·ln R to well below a percent
 
 
-def _grid(law: LogLaw) -> tuple[Floats, Floats]:
+def _grid(law: LogLaw, points: int = 0) -> tuple[Floats, Floats]:
     """Points and weights of ln R = m ± s·ln Γ(a), with a from the skewness ψ₂(a)/ψ₁(a)^{3/2},
     which goes from −2 (a → 0) to 0 (a normal law)."""
     skew = law.third / law.variance**1.5
@@ -87,7 +97,9 @@ def _grid(law: LogLaw) -> tuple[Floats, Floats]:
         low, high = (middle, high) if s < -abs(skew) else (low, middle)
     a = np.array([math.exp(middle)])
     centre, deviation = float(digamma_of(a)[0]), math.sqrt(float(trigamma_of(a)[0]))
-    x = np.linspace(centre - 14 * deviation, centre + 8 * deviation, _POINTS)
+    reach = (14, 8) if not points else (6, 5)
+    x = np.linspace(centre - reach[0] * deviation, centre + reach[1] * deviation,
+                    points or _POINTS)  # fmt: skip
     density = np.exp(a[0] * (x - centre) - np.exp(np.minimum(x, 700.0)) + math.exp(centre))
     weight = density / density.sum()
     x = (x - float(weight @ x)) / deviation
@@ -96,6 +108,7 @@ def _grid(law: LogLaw) -> tuple[Floats, Floats]:
 
 
 _LEAST, _MOST, _POINTS = 0.02, 1e4, 801
+_FEW = 41  # where every point costs an integral
 
 
 @lru_cache(maxsize=16384)
@@ -290,8 +303,8 @@ def gradient_law(layers: Sequence[Shares]) -> LogLaw | None:
 
 
 def influence(variance: float) -> LogLaw:
-    """Of a log-normal factor."""
-    return LogLaw(variance, variance / 2, 0.0)
+    """Of what is added to a logarithm without moving its mean."""
+    return LogLaw(variance)
 
 
 @lru_cache(maxsize=4096)

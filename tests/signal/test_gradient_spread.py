@@ -101,9 +101,10 @@ def test_convolutions(channels: int, depth: int, size: int, pooled: bool) -> Non
     found = draw(build, (channels, size, size), 1000).gradient[INPUT]
     beta = analyse(_conv_graph(channels, depth, size, pooled)).signals["x"].grad_spread
     assert beta is not None
-    # Behind a pool the gradient is the same everywhere, so that it depends on the weights that it
-    # passes again through the masks: more than the independence that is assumed lets it vary.
-    share = 0.4 if pooled else 0.25
+    # What a gradient owes to weights that its masks at other positions depend on is known for its
+    # mean (the lean towards the activations), and for its variance in part: more so with few
+    # channels, and behind a pool, where positions have one gradient.
+    share = 0.4 if pooled else 0.3
     assert abs(beta - found.variance) <= max(3 * found.error_of_variance, share * found.variance)
 
 

@@ -42,10 +42,12 @@ from archlint.signal.fluctuation import (
     chance,
     completed,
     excess_of,
+    length_curve,
     length_elasticity,
     negative_slope,
     normal_correlations,
     polyval,
+    slope_curve,
     windows_of,
 )
 from archlint.signal.gaussian import Floats, hermite_coefficients, nodes_and_weights
@@ -145,7 +147,7 @@ class Gradients:
             if forward is None:
                 return None
             a = g.follows
-            law += LogLaw(a * a * forward.variance, a * forward.deficit, a**3 * forward.third)
+            law += LogLaw(a * a * forward.variance, 0.0, a**3 * forward.third)
         self.total[value] = law
         g = replace(g, alike=g.alike.profiled(self.lengths.axes(
             value, self.edges.profiles.get(value, {}))))  # fmt: skip
@@ -306,8 +308,14 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     share = _shared(phi, x.mean, variance, forward, g.alike)
     f = g.gradient
     a, e, d = g.follows, length_elasticity(phi, x.mean, variance), 0.0
+    less = 0.0
     if not phi.homogeneous:
         d = slope_elasticity(phi, x.mean, variance)
+        before = at.lengths.total.get(node.inputs[0] or "")
+        if before is not None and before.variance > 0:
+            e = before.through(length_curve(phi, x.mean, variance))[1]
+            steepness, d = before.through(slope_curve(phi, x.mean, variance))
+            less = steepness.deficit
     behind = _behind(phi, x.mean, variance, forward, g.alike)
     if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
         lean = _leant(x.mean, forward, g)
@@ -320,7 +328,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         both = joint_moment(phi, x.mean, variance) - 2 * e * d
         own = influence(max((a * a * new + 2 * a * both) / width * share, -law.variance))
     return Back(
-        Fluctuation(f.root, f.elasticity, f.own + law + own, 0.0, kurtosis,
+        Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
         behind, a * e + d, None, g.excess,
     )  # fmt: skip
@@ -558,6 +566,10 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     same = g.alike.over(lambda c: c * c)
     law = f.own + b.own + norm_law((f.kurtosis - 1) * (b.kurtosis - 1) * same / width)
     ratio = b.elasticity / mine.elasticity if abs(mine.elasticity) > 1e-6 else 0.0
+    follows = g.follows * (1 + ratio) + ratio  # ln M of the product goes as that of both
+    own = (mine.kurtosis - 1) * (b.kurtosis - 1) * same / width
+    law += influence(g.follows**2 * (own + b.own.variance))
+    lean = g.lean if at.lengths.size(other, "position") == 1 else None
     kurtosis = f.kurtosis * b.kurtosis
     return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
-                g.alike, g.follows + ratio, None, g.excess)  # fmt: skip
+                g.alike, follows, lean, g.excess)  # fmt: skip
