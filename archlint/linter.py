@@ -75,7 +75,8 @@ class Report:
     def __str__(self) -> str:
         from archlint.report.concise import render
 
-        return render(self)
+        failed = "".join(f"error: {error}\n" for error in self.errors)
+        return failed + render(self)
 
     def _repr_html_(self) -> str:
         import html

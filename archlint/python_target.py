@@ -44,7 +44,7 @@ def load_python(target: Target, mode: Mode, timeout: float | None = None) -> Lay
     with limited(timeout, target.name):
         model = model_of(target)
         try:
-            graph = load_torch(model, target.inputs or None, mode, target.name)
+            graph = load_torch(model, target.inputs, mode, target.name)
         except ArchlintError as error:
             raise _with_details(error, target) from error.__cause__
         except SystemExit as problem:

@@ -187,7 +187,13 @@ def _progress(problem: Exception) -> int:
 
 def _on_meta(model: nn.Module, example: Example) -> Recording:
     args, kwargs = example.on_meta()
-    return record_forward(model, args, kwargs, known, "meta")
+    try:
+        return record_forward(model, args, kwargs, known, "meta")
+    except RuntimeError as problem:
+        if "does not require grad" not in str(problem):
+            raise
+    args, kwargs = example.on_meta()  # forward takes gradients
+    return record_forward(model, args, kwargs, known, "meta", grad=True)
 
 
 # Parameters up to which a model is built and run for real without having been asked to.

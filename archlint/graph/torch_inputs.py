@@ -94,7 +94,9 @@ def _from_user(model: nn.Module, given: Inputs) -> Iterator[Example]:
     if isinstance(given, Tensor):
         given = (given,)
     if not isinstance(given, Mapping):
-        yield Example(tuple(given), {}, assumed=False)
+        if hasattr(given, "__array__"):
+            given = (given,)
+        yield Example(tuple(_from_array(v) for v in given), {}, assumed=False)
         return
     parameters = parameters_of(model)
     names = [p.name for p in parameters]
@@ -184,8 +186,15 @@ class _Untyped(Spec):
         return Spec(self.shape, kind, self.high)
 
 
+def _from_array(value: Any) -> Any:
+    """An array of numpy as a tensor; anything else as it is."""
+    is_array = hasattr(value, "__array__") and not isinstance(value, Tensor)
+    return torch.as_tensor(value) if is_array else value
+
+
 def _spec(model: nn.Module, name: str, value: Any) -> Any:
     """``(shape, dtype)``, or whatever else the user passes, as it is."""
+    value = _from_array(value)
     if isinstance(value, Spec | Tensor) or value is None or isinstance(value, bool | int | float):
         return value
     shape, dtype = value, None

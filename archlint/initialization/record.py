@@ -13,6 +13,7 @@ import contextlib
 import math
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -76,8 +77,10 @@ class Record:
             random.seed(0)
             np.random.seed(0)
             try:
-                with (self.listings.watching(), replaced(self.watcher), Dispatcher(self.watcher),
-                      _Functions(self.watcher)):  # fmt: skip
+                with (warnings.catch_warnings(), self.listings.watching(), replaced(self.watcher),
+                      Dispatcher(self.watcher), _Functions(self.watcher)):  # fmt: skip
+                    # load_state_dict finds weights on meta; what it copies there is seen
+                    warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
                     yield
             finally:
                 random.setstate(python)

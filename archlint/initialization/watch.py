@@ -650,6 +650,10 @@ def _rearranged(watcher: Watcher, call: Call) -> Any:
 def _gathered(watcher: Watcher, call: Call) -> Any:
     held = watcher.content(call.args[0]).single
     law = held.law if held is not None and held.law is not None else unknown(call.op.name)
+    chosen = [t for t in tensors_of(call.args[1:], call.kwargs) if not watcher.is_real(t)]
+    roots = _roots(watcher, chosen)
+    if law.random and not roots.isdisjoint(law.draw.roots if law.draw is not None else ()):
+        law = unknown(f"{call.op.name} by what was drawn")  # such as draws within bounds
     law = law.part(object())
     result = watcher.execute(call)
     watcher.file(result, lambda: Piece(law, watcher.event(call.op.name)))
@@ -948,12 +952,22 @@ def _qr(watcher: Watcher, call: Call) -> Any:
     return q, r
 
 
+def _roots(watcher: Watcher, tensors: Sequence[Tensor]) -> frozenset[Draw]:
+    """The draws that tensors depend on."""
+    held = [s for t in tensors if (s := watcher.storage(t)) is not None]
+    laws = [piece.law for storage in held for piece in storage.pieces]
+    return frozenset(
+        root for law in laws if law is not None and law.draw is not None for root in law.draw.roots
+    )
+
+
 def _opaque(watcher: Watcher, call: Call) -> Any:
     """An operator that is not understood."""
     name = call.op.name
+    roots = _roots(watcher, tensors_of(call.args, call.kwargs))
     result = watcher.execute(call)
     event = watcher.event(name, bool(call.op.written))
-    piece = Piece(unknown(name, Draw()), event)
+    piece = Piece(unknown(name, Draw(roots or None)), event)
     if call.op.written:
         for target in watcher._written(call):
             if isinstance(target, Tensor):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+import archlint
 from archlint.errors import ArchlintError
 from archlint.graph.from_torch import load_torch, record
 from archlint.graph.model import verify
@@ -23,6 +24,9 @@ class Base(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
 
 
 class Hooked(Base):
@@ -121,6 +125,27 @@ class InPlace(Base):
         return h.view(-1, 2, 4).transpose(1, 2)
 
 
+class Into(Base):
+    """``out=`` is written into, not the first argument; tables that are written to are none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        table, other = torch.zeros(4, 8), torch.zeros(4, 8)
+        torch.mul(x, 2, out=table)
+        torch.add(table, x, out=table)
+        torch.add(table, x, out=other)
+        return self.fc(x) * (table + 1) - other
+
+
+class Gradients(Base):
+    """Takes gradients in forward, as where a network solves a differential equation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (2 * x).requires_grad_()
+        z = (3 * x).requires_grad_()
+        found = torch.autograd.grad((y * y * z).sum(), (y, z), create_graph=True)
+        return self.fc(x) + found[0] + found[1]
+
+
 class Noisy(Base):
     def forward(self, x: Tensor) -> Tensor:
         noise = torch.randn_like(x)
@@ -195,6 +220,7 @@ MODELS: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
     "einops": (Rearranged, (X,)),
     "complex numbers": (Complex, (X,)),
     "writes through views": (InPlace, (X,)),
+    "results where out= says": (Into, (X,)),
     "random numbers": (Noisy, (X,)),
     "no_grad": (WithoutGradient, (X,)),
     "devices": (OnTheGpu, (X,)),
@@ -241,6 +267,11 @@ def test_it_has_a_layer_graph(name: str) -> None:
     assert any(n.op in ("linear", "attention") for n in graph.walk())
 
 
+def test_gradients_may_be_taken_in_forward() -> None:
+    graph = verify(load_torch(Gradients, (X,)))
+    assert [n.module for n in graph.nodes if n.op == "linear"] == ["fc"]
+
+
 class Cuda(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x.cuda()).to("cuda:0") + torch.ones(8, device="cuda")
@@ -270,3 +301,15 @@ class Raises(Base):
 def test_what_forward_raises_is_told_in_one_line() -> None:
     with pytest.raises(ArchlintError, match=r"Raises raised ValueError .*no such thing"):
         load_torch(Raises, (X,))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [X, X.numpy(), [X], (X.numpy(),), {"x": X}, {"x": X.numpy()}, {"x": (4, 8)}],
+    ids=["tensor", "array", "list", "tuple", "by name", "array by name", "shape"],
+)
+def test_inputs_from_python(inputs: Any) -> None:
+    assert archlint.profile(Base, inputs=inputs).input == {"x": "4x8"}
+    report = archlint.check(Base, inputs={"x": (4, 9)})
+    assert "4x9" in str(report)  # says why nothing was read
+    assert report.exit_code() == 2

@@ -177,6 +177,18 @@ def test_aliases_are_kept() -> None:
 
 
 @torch.no_grad()
+def test_which_argument_is_handed_back() -> None:
+    """Arguments that are the same tensor are told from equal ones."""
+    memory = Results(modes=1)
+    for _ in range(2):
+        x, y, z = _meta(4, 6), _meta(4, 6), _meta(4, 6)
+        assert memory.of(torch.add, (x, y), {"out": x}) is x
+        assert memory.of(torch.add, (x, y), {"out": z}) is z
+        assert memory.of(torch.add, (x, x), {"out": z}) is z
+        assert memory.of(torch.add, (x, x), {"out": x}) is x
+
+
+@torch.no_grad()
 def test_what_else_a_result_depends_on() -> None:
     memory = Results(modes=1)
     x, y = _meta(4, 4), _meta(4, 4)

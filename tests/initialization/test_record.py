@@ -418,6 +418,43 @@ def test_what_is_not_understood_is_estimated() -> None:
     assert found.second_moment == pytest.approx(1.0, rel=0.1)
 
 
+def test_what_is_chosen_by_its_own_size_is_another_law() -> None:
+    """The first of four normal numbers that lies within two standard deviations."""
+
+    def within() -> Tensor:
+        drawn = torch.empty(200, 200, 4).normal_()
+        inside = (drawn < 2) & (drawn > -2)
+        return drawn.gather(-1, inside.max(-1, keepdim=True)[1]).squeeze(-1)
+
+    found = law(within, True)
+    assert not found.exact
+    assert found.second_moment == pytest.approx(0.7737, rel=0.03)
+
+
+def test_what_is_chosen_by_chance_keeps_its_law() -> None:
+    def shuffled() -> Tensor:
+        return (2 * torch.randn(4000, 8)).index_select(0, torch.randint(0, 4000, (4000,)))
+
+    found = law(shuffled)
+    assert found.exact
+    assert found.second_moment == pytest.approx(4.0)
+
+
+def test_loading_weights_is_silent(recwarn: pytest.WarningsRecorder) -> None:
+    state = {"weight": torch.full((64, 64), 3.0), "bias": torch.ones(64)}
+
+    def loaded() -> nn.Module:
+        layer = nn.Linear(64, 64)
+        layer.load_state_dict(state)
+        return layer
+
+    model, record = build(loaded)
+    found = record.laws(model)["weight"].law
+    assert found is not None
+    assert found.second_moment == 9.0
+    assert not [w for w in recwarn if "no-op" in str(w.message)]
+
+
 def test_large_weights_are_not_allocated() -> None:
     model, record = build(lambda: nn.Linear(1 << 20, 1 << 20))
     assert model.weight.device.type == "meta"

@@ -427,7 +427,7 @@ class Lowerer:
     def _call(self, node: fx.Node) -> None:
         elements = node.meta.get("constant")
         in_place = bool(node.meta.get("in_place"))
-        target = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        target = _target(node)
         if isinstance(elements, Tensor) and not in_place and self._stays(node):
             self.env[node] = V("", tuple(elements.shape), dtype_name(elements.dtype), elements)
             self.folded += 1
@@ -461,13 +461,13 @@ class Lowerer:
         if not hasattr(self, "_taint"):
             self._taint: set[fx.Node] = set()
             for node in self.recording.graph.nodes:
-                if node.meta.get("in_place") and node.args and isinstance(node.args[0], fx.Node):
-                    base: Any = node.args[0]
+                if node.meta.get("in_place") and _target(node) is not None:
+                    base: Any = _target(node)
                     while isinstance(base, fx.Node):
                         self._taint.add(base)
                         name = _call_name(base).name if base.op == "call_function" else ""
                         step = name in VIEWS or name in _SAME_ELEMENTS or base.meta.get("in_place")
-                        base = base.args[0] if step and base.args else None
+                        base = _target(base) if step else None
         return self._taint
 
     def lower(self, node: fx.Node) -> Any:
@@ -521,6 +521,13 @@ class Lowerer:
             return None
         made = iter(call.emit_many(UNKNOWN, inputs, results))
         return _fill(tree, made)
+
+
+def _target(node: fx.Node) -> fx.Node | None:
+    """What a call writes into or is a view of: its first argument, or what ``out`` names."""
+    out = node.kwargs.get("out")
+    first = out if out is not None else node.args[0] if node.args else None
+    return first if isinstance(first, fx.Node) else None
 
 
 STRICT = False  # tests set this: a lowering that trips over its arguments is a defect

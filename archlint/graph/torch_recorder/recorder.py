@@ -556,9 +556,10 @@ class Recorder(TorchFunctionMode):
         if in_place:
             node.meta["in_place"] = True
         self.enter_results(node, result, known, own)
-        if in_place and isinstance(result, Tensor) and args and isinstance(args[0], Tensor):
+        target = _written(args, kwargs)
+        if in_place and isinstance(result, Tensor) and isinstance(target, Tensor):
             # the program goes on with the tensor it wrote into, which may be a real parameter
-            self.keep(args[0], node)
+            self.keep(target, node)
 
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.device == "cpu":
@@ -599,8 +600,9 @@ class Recorder(TorchFunctionMode):
             known = self._known_result(
                 func, args, {k: v for k, v in made.items() if k != "device"}, filled
             )
-        elif name.in_place and args and isinstance(args[0], Tensor):
-            self._forget(args[0])
+        elif name.in_place or kwargs.get("out") is not None or kwargs.get("inplace") is True:
+            for _, target in tensors_in(_written(args, kwargs)):
+                self._forget(target)
         try:
             result = self._execute(func, args, made)
             if known is None and self.device == "meta" and isinstance(result, Tensor):
@@ -875,6 +877,12 @@ _CHECKS = (
 _CASTS = frozenset((Tensor.float, Tensor.int, Tensor.bool, Tensor.long))
 
 
+def _written(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What a call in place writes into."""
+    out = kwargs.get("out")
+    return out if out is not None else args[0] if args else None
+
+
 def _never(*_: Any) -> bool:
     return False
 
@@ -992,11 +1000,13 @@ def record_forward(
     kwargs: Mapping[str, Any],
     leaf: Callable[[str], bool],
     device: Device = "meta",
+    grad: bool = False,
 ) -> Recording:
     """Run ``model(*args, **kwargs)`` once and return what it called.
 
     ``leaf`` says which Python functions of torch are one node, by canonical name. On ``meta`` no
-    weight is read and none has to exist; the model's exceptions pass through.
+    weight is read and none has to exist; the model's exceptions pass through. ``grad``: whether
+    gradients can be taken in ``forward``.
     """
     recorder = Recorder(model, device, leaf, sys._getframe(0))
     names: list[str] = []
@@ -1016,7 +1026,7 @@ def record_forward(
         return given
 
     position_names = _parameter_names(model, len(args))
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         args = tuple(_replace(position_names[i], a, enter) for i, a in enumerate(args))
         kwargs = {k: _replace(k, v, enter) for k, v in kwargs.items()}
         with (

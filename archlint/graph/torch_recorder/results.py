@@ -102,6 +102,9 @@ def _key(tree: Any, tensors: list[Tensor]) -> Any:
         dtype = tree.dtype
         if tree.layout is not torch.strided or dtype in _COMPLEX or tree.device.type != "meta":
             raise _Unfit
+        for i, before in enumerate(tensors):
+            if before is tree:  # which argument is handed back depends on which are the same
+                return i
         tensors.append(tree)
         return (tree.shape, tree.stride(), dtype)
     if kind is tuple or kind is list or kind is torch.Size:
