@@ -8,7 +8,7 @@ import os
 import sys
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from archlint.finding import Site
 from archlint.graph.sites import calling_site, facts_of, site_of
@@ -29,26 +29,31 @@ def event(stop: FrameType | None, text: str, initialiser: bool, named: bool = Tr
     spare: FrameType | None = None
     default = False
     function: FrameType | None = None
+    telling = _USER | _SHOWN | _DEFAULT | _INITIALIZER
     while frame is not None and frame is not stop:
         code = frame.f_code
-        role = _ROLES.get(id(code)) or _role_of(code)
-        default = default or role.default
-        if role.initializer:
-            function = frame
-        if role.user:
-            site = site_of(frame)
-            break
-        if role.initializer:
-            spare = None  # a library's initializer is called from where it matters
-        elif spare is None and role.shown:
-            spare = frame
+        role = _ROLES.get(id(code), _NEW)
+        if role & telling:
+            if role is _NEW:
+                role = _role_of(code)
+            if role & _DEFAULT:
+                default = True
+            if role & _INITIALIZER:
+                function = frame
+            if role & _USER:
+                site = site_of(frame)
+                break
+            if role & _INITIALIZER:  # a library's is called from where it matters
+                spare = None
+                telling |= _SHOWN
+            elif role & telling & _SHOWN:
+                spare = frame
+                telling &= ~_SHOWN
         frame = frame.f_back
     spare = spare or function
     if site is None and spare is not None:
         site = site_of(spare)
-    if not named:
-        function = None
-    if function is not None:
+    if function is not None and named:
         text = _written(function)
     return Event(text, site, default, initialiser)
 
@@ -63,27 +68,28 @@ def copying_site(stop: FrameType | None) -> Site | None:
     return None
 
 
-class _Role(NamedTuple):
-    """What a frame of some code means for the call at hand."""
-
-    user: bool
-    shown: bool
-    default: bool  # a layer's own way to fill its parameters
-    initializer: bool
-    code: CodeType  # kept alive, so that its id stays its own
-
-
-_ROLES: dict[int, _Role] = {}
+# What a frame of some code means for the call at hand: it is the user's, it is shown where there is
+# none of the user's, it is a layer's own way to fill its parameters, it is an initializer.
+_USER, _SHOWN, _DEFAULT, _INITIALIZER = 1, 2, 4, 8
+_NEW = 15  # not looked at yet
+_ROLES: dict[int, int] = {}
 _MANY = 1 << 16
+_kept: list[CodeType] = []  # so that their ids stay their own
 
 
-def _role_of(code: CodeType) -> _Role:
+def _role_of(code: CodeType) -> int:
     facts = facts_of(code)
     own = code.co_name in _RESETS or (facts.origin == "torch" and code.co_name == "__init__")
-    default = own and facts.origin in ("torch", "library")
-    found = _Role(facts.origin == "user", facts.shown, default, _is_initializer(code), code)
-    if len(_ROLES) >= _MANY:
+    found = (
+        _USER * (facts.origin == "user")
+        | _SHOWN * facts.shown
+        | _DEFAULT * (own and facts.origin in ("torch", "library"))
+        | _INITIALIZER * _is_initializer(code)
+    )
+    if len(_kept) >= _MANY:
         _ROLES.clear()
+        _kept.clear()
+    _kept.append(code)
     _ROLES[id(code)] = found
     return found
 

@@ -35,7 +35,7 @@ from archlint.graph.sites import calling_site, constructor_site, origin_of
 from archlint.graph.torch_recorder.kernels import SHAPES, spare_kernels
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.replay import Place, replay, tells_places
-from archlint.graph.torch_recorder.results import Results, tensors_of
+from archlint.graph.torch_recorder.results import Results, mapped, tensors_of
 
 Device = Literal["meta", "cpu"]
 
@@ -322,7 +322,7 @@ class Recorder(TorchFunctionMode):
 
     def twin(self, tensor: Tensor) -> Tensor:
         """The tensor to compute with: on meta, whatever the program holds."""
-        if self.device == "cpu" or tensor.device.type == "meta":
+        if self.device == "cpu" or tensor.is_meta:
             return tensor
         found = self.twins.get(id(tensor))
         if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
@@ -530,12 +530,25 @@ class Recorder(TorchFunctionMode):
         in_place = (
             name.in_place or kwargs.get("out") is not None or bool(kwargs.get("inplace") is True)
         )
-        produced = [result] if isinstance(result, Tensor) else [t for _, t in tensors_in(result)]
-        own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
-        if not in_place and all(id(t) in own for t in produced):
-            return result  # nothing new: a size, a flag, or the argument itself
+        own = self._own(leaves)
+        if not in_place and not self._is_new(result, own):
+            return result  # a size, a flag, or the argument itself
         self._record(func, name, args, kwargs, result, known, in_place, own)
         return result
+
+    def _own(self, leaves: list[Tensor]) -> set[int]:
+        """The identities of a call's arguments, and of what stands for them on meta."""
+        own = {id(t) for t in leaves}
+        if self.device == "meta":
+            own.update([id(self.twin(t)) for t in leaves if not t.is_meta])
+        return own
+
+    @staticmethod
+    def _is_new(result: Any, own: set[int]) -> bool:
+        """Whether a result holds a tensor that is no argument."""
+        if isinstance(result, Tensor):
+            return id(result) not in own
+        return any(id(t) not in own for _, t in tensors_in(result))
 
     def _record(
         self,
@@ -548,7 +561,8 @@ class Recorder(TorchFunctionMode):
         in_place: bool,
         own: set[int],
     ) -> None:
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("generator",)}
+        if "generator" in kwargs:
+            kwargs = {k: v for k, v in kwargs.items() if k != "generator"}
         if getattr(func, "__name__", "") == "__get__":
             node = self.append(getattr, (args[0], name.name), {})
         else:
@@ -564,8 +578,8 @@ class Recorder(TorchFunctionMode):
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.device == "cpu":
             return self._execute_plain(func, args, kwargs)
-        if any(t.device.type != "meta" for t in tensors_of(args, kwargs)):
-            args, kwargs = pytree.tree_map_only(Tensor, self.twin, (args, kwargs))
+        if any(not t.is_meta for t in tensors_of(args, kwargs)):
+            args, kwargs = mapped(args, kwargs, self.twin)
         func = SHAPES.get(getattr(func, "__name__", ""), func)
         self.inside = True
         try:
@@ -682,7 +696,7 @@ class Recorder(TorchFunctionMode):
             args = (like, *args[1:])
             self.known[id(like)] = like
             self.kept.append(like)
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: self.known[id(t)], (args, kwargs))
+        args, kwargs = mapped(args, kwargs, lambda t: self.known[id(t)])
         if _asks_for_many(func, args):
             return None
         self.inside = True
@@ -729,7 +743,7 @@ class Recorder(TorchFunctionMode):
         """A call without any special meaning."""
         leaves = tensors_of(args, kwargs)
         result, known = self._compute(func, name, args, kwargs, leaves)
-        own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
+        own = self._own(leaves)
         if isinstance(result, Tensor) and id(result) not in own:
             self._record(func, name, args, kwargs, result, known, False, own)
         return result
@@ -791,9 +805,9 @@ class Recorder(TorchFunctionMode):
             # arithmetic of the program on its own real tensors (numpy, tables): it keeps them
             return self._execute_plain(func, args, kwargs)
         result, known = self._compute(func, name, args, kwargs, leaves)
-        own = {id(t) for t in leaves} | {id(self.twin(t)) for t in leaves}
-        produced = [t for _, t in tensors_in(result)]
-        if produced and (name.in_place or not all(id(t) in own for t in produced)):
+        own = self._own(leaves)
+        produced = next(tensors_in(result), None) is not None
+        if produced and (name.in_place or self._is_new(result, own)):
             self._record(func, name, args, kwargs, result, known, name.in_place, own)
         return result
 

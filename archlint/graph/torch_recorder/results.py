@@ -88,6 +88,21 @@ def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
     return found
 
 
+def mapped(args: Any, kwargs: Any, function: Callable[[Tensor], Any]) -> tuple[Any, Any]:
+    """A call's arguments with every tensor exchanged."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if type(value) is tuple or type(value) is list:
+            return type(value)([of(part) for part in value])
+        if isinstance(value, _SCALARS):
+            return value
+        return pytree.tree_map_only(Tensor, function, value)
+
+    return tuple([of(a) for a in args]), {k: of(v) for k, v in kwargs.items()}
+
+
 _SCALARS = (int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -100,7 +115,7 @@ def _key(tree: Any, tensors: list[Tensor]) -> Any:
     kind = type(tree)
     if kind in _PLAIN:
         dtype = tree.dtype
-        if tree.layout is not torch.strided or dtype in _COMPLEX or tree.device.type != "meta":
+        if tree.layout is not torch.strided or dtype in _COMPLEX or not tree.is_meta:
             raise _Unfit
         for i, before in enumerate(tensors):
             if before is tree:  # which argument is handed back depends on which are the same
@@ -128,7 +143,7 @@ def _plan_of(result: Any, tensors: list[Tensor]) -> Any:
             return i
     kind = type(result)
     if kind is Tensor:
-        if result.device.type != "meta" or result.layout is not torch.strided:
+        if not result.is_meta or result.layout is not torch.strided:
             return None
         if result.dtype in _COMPLEX or result.storage_offset() or result._is_view():
             return None
