@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,13 +282,14 @@ def _linted(
     suppressions: Suppressions,
     probe: ProbeOptions | None = None,
 ) -> TargetReport:
-    graph = load(target, config.mode, config.timeout)
-    if probe is not None:
-        graph = _with_a_batch(target, graph, config)
-    from archlint.signal.analysis import analyse
+    with _spared_collections():
+        graph = load(target, config.mode, config.timeout)
+        if probe is not None:
+            graph = _with_a_batch(target, graph, config)
+        from archlint.signal.analysis import analyse
 
-    analysis = analyse(graph)
-    findings, silences = lint(analysis, rules)
+        analysis = analyse(graph)
+        findings, silences = lint(analysis, rules)
     findings, suppressed = suppressions.apply(target.name, findings)
     coverage = analysis.coverage
     report = TargetReport(
@@ -307,6 +310,20 @@ def _linted(
     )
     return replace(report, findings=outcome.findings, probe_remarks=outcome.remarks,
                    training=outcome.training, interrupted=outcome.interrupted)  # fmt: skip
+
+
+@contextmanager
+def _spared_collections() -> Iterator[None]:
+    """Let the garbage collector pass by what exists already: libraries' objects by the million,
+    which a full collection visits one by one. What is made meanwhile is collected as ever."""
+    if gc.get_freeze_count():  # somebody else keeps objects apart
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 _BATCH = 32  # samples that a norm over the batch is probed with

@@ -170,16 +170,11 @@ class Storage:
     def write(self, where: Geometry, content: Content, derived: bool = False) -> None:
         """Put a content in a view. ``derived``: it is made of what the view held before."""
         where = where.merged()
+        if where.numel >= self.numel and where.numel and where.in_order:
+            self.write_whole(content, derived)
+            return
         self.elements = None
         if where.numel == 0:
-            return
-        if where.numel >= self.numel and where.in_order:
-            if not derived:
-                self._leave(range(len(self.pieces)), content.pieces)
-            self.pieces = list(content.pieces)
-            self.labels, self.run = content.labels, content.run
-            if content.labels is None:
-                self.run = self.numel
             return
         shown = self._shown(where, content.run if content.labels is not None else 0)
         if shown is None:
@@ -200,6 +195,15 @@ class Storage:
             left = set(np.unique(self.labels).tolist())
             self._leave([i for i in before if i not in left], content.pieces)
         self._compact()
+
+    def write_whole(self, content: Content, derived: bool = False) -> None:
+        """The same in the place of everything."""
+        self.elements = None
+        if not derived:
+            self._leave(range(len(self.pieces)), content.pieces)
+        self.pieces = list(content.pieces)
+        self.labels = content.labels
+        self.run = self.numel if content.labels is None else content.run
 
     def _leave(self, gone: Sequence[int] | range, by: Sequence[Piece]) -> None:
         """Note the initializers of which nothing is left."""

@@ -156,8 +156,13 @@ class Watcher:
 
     def known(self, tensor: Tensor) -> Storage:
         """The same; for a tensor from elsewhere, what its elements say."""
-        found = self.storage(tensor)
-        numel = _numel(tensor) if tensor.layout is torch.strided else tensor.numel()
+        if tensor.layout is torch.strided:
+            raw = tensor.untyped_storage()
+            held = self._storages.get(raw._cdata)
+            found, size = held[1] if held is not None else None, tensor.element_size()
+            numel = raw.nbytes() // size if size else tensor.numel()
+        else:
+            found, numel = None, tensor.numel()
         if found is None or found.numel != numel:  # or one whose elements have another size
             here = self.is_real(tensor)
             law = None if here else unknown("a tensor from elsewhere")
@@ -184,7 +189,11 @@ class Watcher:
         """What a tensor holds, laws only."""
         if tensor.layout is not torch.strided or tensor.is_complex():
             return one(Piece(unknown("a sparse or complex tensor"), Event()))
-        read = self.known(tensor).read(geometry(tensor))
+        known = self.known(tensor)
+        if known.labels is None and tensor.numel() == known.numel and tensor.is_contiguous():
+            read = one(known.pieces[0])
+        else:
+            read = known.read(geometry(tensor))
         if all(piece.law is not None for piece in read.pieces):
             return read
         if not self.has_elements(tensor):
@@ -202,7 +211,10 @@ class Watcher:
     def write(self, tensor: Tensor, content: Content, derived: bool = False) -> None:
         """Put a content where a tensor is."""
         storage = self.known(tensor)
-        storage.write(geometry(tensor), content, derived)
+        if storage.numel and tensor.numel() == storage.numel and tensor.is_contiguous():
+            storage.write_whole(content, derived)
+        else:
+            storage.write(geometry(tensor), content, derived)
         self._settle(tensor, storage)
 
     def _settle(self, tensor: Tensor, storage: Storage) -> None:
