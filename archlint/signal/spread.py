@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from archlint.signal.gaussian import nodes_and_weights
 _STEPS = 4000  # of the midpoint rule over θ
 
 Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", float, Floats)
 
 _EXACT_BELOW = 512  # neurons up to which the sum over the number of positive ones is written out
 
@@ -92,15 +94,15 @@ def _grid(law: LogLaw, points: int = 0) -> tuple[Floats, Floats]:
     low, high = math.log(_LEAST), math.log(_MOST)
     for _ in range(50):
         middle = (low + high) / 2
-        a = np.array([math.exp(middle)])
-        s = float((tetragamma_of(a) / trigamma_of(a) ** 1.5)[0])
+        a = math.exp(middle)
+        s = tetragamma(a) / trigamma(a) ** 1.5
         low, high = (middle, high) if s < -abs(skew) else (low, middle)
-    a = np.array([math.exp(middle)])
-    centre, deviation = float(digamma_of(a)[0]), math.sqrt(float(trigamma_of(a)[0]))
+    a = math.exp(middle)
+    centre, deviation = digamma(a), math.sqrt(trigamma(a))
     reach = (14, 8) if not points else (6, 5)
     x = np.linspace(centre - reach[0] * deviation, centre + reach[1] * deviation,
                     points or _POINTS)  # fmt: skip
-    density = np.exp(a[0] * (x - centre) - np.exp(np.minimum(x, 700.0)) + math.exp(centre))
+    density = np.exp(a * (x - centre) - np.exp(np.minimum(x, 700.0)) + math.exp(centre))
     weight = density / density.sum()
     x = (x - float(weight @ x)) / deviation
     x /= math.sqrt(float(weight @ x**2))
@@ -127,11 +129,8 @@ def norm_law(relative_variance: float) -> LogLaw:
     mean: ψ₁(1/r), ln(1/r) − ψ(1/r), ψ₂(1/r). Exact for n normal elements (χ², r = 2/n)."""
     if not relative_variance > 1e-12:
         return CERTAIN
-    shape = np.array([1 / relative_variance])
-    return LogLaw(
-        float(trigamma_of(shape)[0]), math.log(shape[0]) - float(digamma_of(shape)[0]),
-        float(tetragamma_of(shape)[0]),
-    )  # fmt: skip
+    shape = 1 / relative_variance
+    return LogLaw(trigamma(shape), math.log(shape) - digamma(shape), tetragamma(shape))
 
 
 @lru_cache(maxsize=16384)
@@ -143,11 +142,11 @@ def normal_law(count: float, excess: float = 0.0) -> LogLaw:
     and S = Σz², E[He₄(z₁) | S] = 3S²/(n(n + 2)) − 6S/n + 3, so that E ln S changes by
     (xn/8)·Δ²ψ(n/2) = −x/(2(n + 2)), and Var ln S by x/(n + 2) likewise.
     """
-    a = np.array([count / 2])
+    a = count / 2
     return LogLaw(
-        float(trigamma_of(a)[0]) + excess / (count + 2),
-        math.log(count / 2) - float(digamma_of(a)[0]) + excess / (2 * (count + 2)),
-        float(tetragamma_of(a)[0]),
+        trigamma(a) + excess / (count + 2),
+        math.log(a) - digamma(a) + excess / (2 * (count + 2)),
+        tetragamma(a),
     )
 
 
@@ -156,12 +155,12 @@ def part_law(part: float, whole: float) -> LogLaw:
     squared length: Beta(part/2, (whole − part)/2) over its mean."""
     if not 0 < part < whole:
         return CERTAIN
-    a, b = np.array([part / 2]), np.array([whole / 2])
+    a, b = part / 2, whole / 2
     return LogLaw(
-        float((trigamma_of(a) - trigamma_of(b))[0]),
-        math.log(part / whole) - float((digamma_of(a) - digamma_of(b))[0]),
-        float((tetragamma_of(a) - tetragamma_of(b))[0]),
-    )  # fmt: skip
+        trigamma(a) - trigamma(b),
+        math.log(part / whole) - (digamma(a) - digamma(b)),
+        tetragamma(a) - tetragamma(b),
+    )
 
 
 def rectified_law(
@@ -351,33 +350,53 @@ _SHIFT = 8  # arguments are raised past this by ψ(x) = ψ(x + 1) − 1/x before
 
 def digamma_of(x: Floats) -> Floats:
     """ψ for positive arguments, to 1e-12."""
-    low = sum((1 / (x + k) for k in range(_SHIFT)), np.zeros_like(x))
-    y = x + _SHIFT
-    r = 1 / (y * y)
-    return np.asarray(
-        np.log(y) - 0.5 / y - r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r / 132))))
-        - low, np.float64)  # fmt: skip
+    return np.asarray(_digamma(x, np.log(x + _SHIFT)), np.float64)
 
 
 def trigamma_of(x: Floats) -> Floats:
     """ψ₁ for positive arguments, to 1e-12."""
-    low = sum((1 / (x + k) ** 2 for k in range(_SHIFT)), np.zeros_like(x))
-    y = x + _SHIFT
-    r = 1 / (y * y)
-    return np.asarray(
-        (1 + 0.5 / y + r * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * 5 / 66))))) / y
-        + low, np.float64)  # fmt: skip
+    return np.asarray(_trigamma(x), np.float64)
 
 
 def tetragamma_of(x: Floats) -> Floats:
     """ψ₂ for positive arguments, to 1e-11."""
-    low = sum((2 / (x + k) ** 3 for k in range(_SHIFT)), np.zeros_like(x))
-    y = x + _SHIFT
-    r = 1 / (y * y)
-    tail = r * (1 / 2 - r * (1 / 6 - r * (1 / 6 - r * (3 / 10 - r * 5 / 6))))
-    return np.asarray(-r * (1 + 1 / y + tail) - low, np.float64)
+    return np.asarray(_tetragamma(x), np.float64)
+
+
+def digamma(x: float) -> float:
+    """ψ of a positive number."""
+    return _digamma(x, math.log(x + _SHIFT))
 
 
 def trigamma(x: float) -> float:
     """ψ₁ of a positive number."""
-    return float(trigamma_of(np.array([x]))[0])
+    return _trigamma(x)
+
+
+def tetragamma(x: float) -> float:
+    """ψ₂ of a positive number."""
+    return _tetragamma(x)
+
+
+# The same arithmetic for numbers and for arrays: with numbers alone it takes a fiftieth.
+
+
+def _digamma(x: Number, log: Number) -> Number:
+    y = x + _SHIFT
+    r = 1 / (y * y)
+    tail = r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r / 132))))
+    return log - 0.5 / y - tail - sum(1 / (x + k) for k in range(_SHIFT))
+
+
+def _trigamma(x: Number) -> Number:
+    y = x + _SHIFT
+    r = 1 / (y * y)
+    tail = r * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * 5 / 66))))
+    return (1 + 0.5 / y + tail) / y + sum(1 / (x + k) ** 2 for k in range(_SHIFT))
+
+
+def _tetragamma(x: Number) -> Number:
+    y = x + _SHIFT
+    r = 1 / (y * y)
+    tail = r * (1 / 2 - r * (1 / 6 - r * (1 / 6 - r * (3 / 10 - r * 5 / 6))))
+    return -r * (1 + 1 / y + tail) - sum(2 / (x + k) ** 3 for k in range(_SHIFT))
