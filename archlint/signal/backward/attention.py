@@ -19,7 +19,7 @@ from archlint.signal.attention import (
     shared_participation,
     token_features,
 )
-from archlint.signal.gaussian import nodes_and_weights
+from archlint.signal.gaussian import Floats, nodes_and_weights
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -197,18 +197,27 @@ def differing(variance: float, keys: int) -> float:
 @lru_cache(maxsize=16384)
 def _differing(variance: float, keys: int) -> float:
     """By E[f/(Σe^l)^k] = ∫ λ^{k−1}/Γ(k) E[f e^{−λΣe^l}] dλ with λ = e^t, term by term."""
+    step, rest, second, third, fourth = _laplace(variance, max(1 << (keys - 1).bit_length(), 64))
+    with np.errstate(under="ignore"):
+        one, two = np.exp((keys - 1) * rest), np.exp((keys - 2) * rest)
+    values = keys * one * (second - third + fourth / 6) + keys * (keys - 1) * two * second**2 / 6
+    return float(max(np.sum(values) * step, 0.0))
+
+
+@lru_cache(maxsize=1024)
+def _laplace(variance: float, most: int) -> tuple[float, Floats, Floats, Floats, Floats]:
+    """ln E e^{−λe^l} and E (λe^l)^k e^{−λe^l}, k = 2, 3, 4, for λ = e^t at equidistant t that are
+    enough for up to ``most`` keys; and the step of t. A causal mask asks for every number."""
     s = math.sqrt(variance)
     z, w = nodes_and_weights(())
-    reach = s * math.sqrt(2 * math.log(keys) + 1) + 2 * s
-    t = np.linspace(-math.log(keys) - variance / 2 - 12 - reach, reach + 4, 320)
+    reach = s * math.sqrt(2 * math.log(most) + 1) + 2 * s
+    t = np.linspace(-math.log(most) - variance / 2 - 12 - reach, reach + 4, 400)
     with np.errstate(over="ignore", under="ignore"):
         e = np.exp(np.minimum(t[:, None] + s * z[None, :], 700))
         gone = np.exp(-np.minimum(e, 745))
         rest = np.log(np.maximum(gone @ w, 1e-300))
         second, third, fourth = ((np.minimum(e, 1e3) ** k * gone) @ w for k in (2, 3, 4))
-        one, two = np.exp((keys - 1) * rest), np.exp((keys - 2) * rest)
-    values = keys * one * (second - third + fourth / 6) + keys * (keys - 1) * two * second**2 / 6
-    return float(max(np.sum(values) * (t[1] - t[0]), 0.0))
+    return float(t[1] - t[0]), rest, second, third, fourth
 
 
 def _to_values(
