@@ -111,10 +111,11 @@ def characters(filename: str, line: int | None, byte: int | None) -> int | None:
 
 def site_of(frame: FrameType) -> Site:
     """The place where a frame is: file, line and columns of the instruction it is at."""
-    code, instruction = facts_of(frame.f_code).code, frame.f_lasti
-    found = _POSITIONS.get((id(code), instruction))
+    key = (id(frame.f_code), frame.f_lasti)
+    found = _POSITIONS.get(key)
     if found is None:
-        found = _POSITIONS[id(code), instruction] = _position(code, instruction)
+        code = facts_of(frame.f_code).code  # from now on it is kept alive
+        found = _POSITIONS[key] = _position(code, frame.f_lasti)
     return found
 
 

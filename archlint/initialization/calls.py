@@ -22,8 +22,6 @@ def event(stop: FrameType | None, text: str, initialiser: bool, named: bool = Tr
     """The call that runs now. ``text`` is the operation itself; an initializer function above it
     gives its own name, unless ``named`` is off."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and facts_of(frame.f_code).origin == "none":
-        frame = frame.f_back
     # the site is calling_site's, found on the same way, but for initializers of libraries
     site: Site | None = None
     spare: FrameType | None = None

@@ -228,11 +228,17 @@ def _rectified(n: int, slope: float, excess: float, chance: float) -> LogLaw:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=32)
+def _log_factorials(count: int) -> Floats:
+    """ln k! for k below ``count``."""
+    return np.array([math.lgamma(k + 1) for k in range(count)])
+
+
 def _binomial(n: int, low: int, high: int, p: float) -> Floats:
     """P(B = b) for b = low … high, B ~ Bin(n, p), scaled to the sum one."""
-    b = np.arange(low, high + 1)
-    logs = np.array([-math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in b.tolist()])
-    logs += b * (math.log(p) - math.log1p(-p))
+    table = _log_factorials(1 << n.bit_length())
+    logs = -table[low : high + 1] - table[n - high : n - low + 1][::-1]
+    logs += np.arange(low, high + 1) * (math.log(p) - math.log1p(-p))
     weight = np.exp(logs - logs.max())
     return np.asarray(weight / weight.sum(), np.float64)
 
