@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from archlint.graph.torch_recorder.results import Results, tensors_of
+from archlint.graph.torch_recorder.results import Results, mapped, tensors_of
 from archlint.initialization import calls
 from archlint.initialization.contents import (
     LABELS,
@@ -243,7 +243,7 @@ class Watcher:
                 self._laws[key] = law, laws  # the arrays of these laws are known by identity
             return law
         law = found[0]
-        return law if law.draw is None else replace(law, draw=draw)
+        return law if law.draw is None or law.draw is draw else replace(law, draw=draw)
 
     # ------------------------------------------------------------------ execution
 
@@ -775,19 +775,19 @@ def _elementwise(watcher: Watcher, call: Call) -> Any:
     op = call.op
     operands: list[Tensor] = []
 
-    def collect(value: Any) -> Any:
-        if isinstance(value, Tensor) and not (isinstance(call.kwargs.get("out"), Tensor)
-                                              and value is call.kwargs["out"]):  # fmt: skip
-            operands.append(value)
-            return _Place(len(operands) - 1)
-        return value
+    def collect(value: Tensor) -> Any:
+        if value is call.kwargs.get("out"):
+            return value
+        operands.append(value)
+        return _Place(len(operands) - 1)
 
     kwargs = {k: v for k, v in call.kwargs.items() if k not in ("out", "device", "generator")}
-    template, keywords = pytree.tree_map(collect, (call.args, kwargs))
-    function = _replayed(call.func, op, template, keywords)
+    template, keywords = mapped(call.args, kwargs, collect)
     known = (call.func, _frozen(template), _frozen(keywords))
     contents = [watcher.content(t) for t in operands]
-    shape = torch.broadcast_shapes(*(t.shape for t in operands))  # type: ignore[no-untyped-call]
+    shape = operands[0].shape
+    if len(operands) > 1:
+        shape = torch.broadcast_shapes(*(t.shape for t in operands))  # type: ignore[no-untyped-call]
     same_shape = all(t.shape == shape for t in operands)
     in_place = bool(op.written)
     if in_place and _keeps_shape(call, operands):
@@ -796,16 +796,20 @@ def _elementwise(watcher: Watcher, call: Call) -> Any:
         result = watcher.execute(call)
     event = watcher.event(op.name, in_place)
 
+    def function(*grids: Grid) -> Grid:
+        return _replayed(call.func, op, template, keywords)(*grids)
+
     def combined(laws: Sequence[Law]) -> Law:
         return watcher.combined(known, function, op.name, laws)
 
     content = _combined(combined, op.name, contents, operands, shape, same_shape)
     text = next((p.event.text for c in contents for p in c.pieces if p.law and p.law.random), "")
 
+    # an initializer that computes in several steps keeps its name
+    shown = event if event.text != op.name or not text else replace(event, text=text)
+
     def label(piece: Piece) -> Piece:
-        # an initializer that computes in several steps keeps its name
-        shown = event.text if event.text != op.name else text or event.text
-        return replace(piece, event=replace(event, text=shown))
+        return Piece(piece.law, shown)
 
     if in_place:
         watcher.write(call.target, content.mapped(label), derived=True)
