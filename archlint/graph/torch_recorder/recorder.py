@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import eq, is_
 from types import FunctionType
 from typing import Any, Literal
 
@@ -989,7 +988,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return len(a) == len(b) and all(map(eq, a, b)) and all(map(is_, a.values(), b.values()))
+    return len(a) == len(b) and all(k in b and b[k] is v for k, v in a.items())
 
 
 @contextlib.contextmanager
