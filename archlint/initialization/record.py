@@ -33,7 +33,7 @@ from archlint.initialization.distribution import Distribution
 from archlint.initialization.laws import Law
 from archlint.initialization.replaced import replaced
 from archlint.initialization.unreached import Listings
-from archlint.initialization.watch import Dispatcher, Watcher, geometry, law_of_elements, pause
+from archlint.initialization.watch import Dispatcher, Watcher, geometry, law_of_elements
 
 # Elements of a model up to which it is built for real: 1.6 GB in single precision.
 FOR_REAL = 400_000_000
@@ -346,7 +346,7 @@ class _Functions(TorchFunctionMode):
                 return False
             return func(*args, **kwargs)
         if name == "__set__" and getattr(func, "__self__", None) is _DATA:
-            return func(args[0], self._compatible(args[0], args[1]))
+            return func(args[0], self.watcher.compatible(args[0], args[1]))
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if name in _MOVES and args and isinstance(args[0], Tensor):
@@ -367,21 +367,6 @@ class _Functions(TorchFunctionMode):
             return found
         copy = memo[id(tensor)] = tensor.clone()
         return copy
-
-    def _compatible(self, tensor: Tensor, value: Any) -> Any:
-        """A tensor that can take the place of another one's data."""
-        if not isinstance(value, Tensor) or tensor.device == value.device:
-            return value
-        with pause(self.watcher):
-            content = self.watcher.content(value.detach())
-            made = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
-        storage = Storage(made.numel(), content.pieces[0])
-        storage.write(geometry(made), content)
-        storage.stale = made.device.type != "meta"
-        if self.watcher.is_real(value):
-            storage.elements = value.detach().clone()
-        self.watcher.put(made, storage)
-        return made
 
 
 _DEVICE: Any = Tensor.device

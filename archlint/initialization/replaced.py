@@ -1,8 +1,9 @@
 """Initializers of torch that draw until they are content, or element by element: their laws.
 
-``trunc_normal_``, ``orthogonal_``, ``sparse_`` and ``dirac_`` do nothing on meta tensors and loop
-on elements otherwise. While a model is watched their code is exchanged (the functions stay the same
-objects, so that names imported earlier are covered) for code that tells the watcher the law.
+``trunc_normal_``, ``orthogonal_``, ``sparse_``, ``dirac_`` and the parametrization by orthogonal
+matrices do nothing on meta tensors, or fail there, and loop on elements otherwise. While a model is
+watched their code is exchanged (the functions stay the same objects, so that names imported earlier
+are covered) for code that tells the watcher the law.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from archlint.initialization import calls
-from archlint.initialization.contents import Piece, one
+from archlint.initialization.contents import Piece, Storage, one
 from archlint.initialization.laws import Law, of_moments, orthogonal, sparse, truncated
 from archlint.initialization.watch import Watcher, pause
 
@@ -114,19 +116,71 @@ def _dirac_code(*args, **kwargs):  # type: ignore[no-untyped-def]
     return told("dirac_", args, kwargs)
 
 
+def is_orthogonal(args: Any, kwargs: Any) -> Any:
+    """Whether the columns of a matrix that was drawn are orthonormal, which its law says."""
+    watcher, matrix = _watchers[-1], args[0]
+    with torch._C.DisableTorchFunction():  # devices are as they are
+        real = watcher.is_real(matrix)
+    if watcher.paused or real:
+        return _originals["_is_orthogonal"](*args, **kwargs)
+    with torch._C.DisableTorchFunction():
+        held = watcher.content(matrix.detach()).single
+    law = held.law if held is not None else None
+    if law is None or law.family != "orthogonal":
+        return False
+    return abs(law.moments()[1] * matrix.shape[-2] - 1.0) < 1e-9
+
+
+def make_orthogonal(args: Any, kwargs: Any) -> Any:
+    """The orthogonal factor of a matrix that was drawn, with R's diagonal positive."""
+    original = _originals["_make_orthogonal"]
+    watcher, matrix = _watchers[-1], args[0]
+    with torch._C.DisableTorchFunction():  # devices are as they are
+        real, drawn = watcher.is_real(matrix), watcher.has_elements(matrix)
+    if watcher.paused or real:
+        return original(*args, **kwargs)
+    with pause(watcher):
+        result = original(*args, **kwargs) if drawn else matrix.new_empty(matrix.shape)
+    event = watcher.event("orthogonal", True, named=False)
+    piece = Piece(orthogonal(1.0, *matrix.shape[-2:]), event)
+    with torch._C.DisableTorchFunction():
+        watcher.put(result, Storage(result.numel(), piece))
+    return result
+
+
+def _is_orthogonal_code(*args, **kwargs):  # type: ignore[no-untyped-def]
+    from archlint.initialization.replaced import is_orthogonal
+
+    return is_orthogonal(args, kwargs)
+
+
+def _make_orthogonal_code(*args, **kwargs):  # type: ignore[no-untyped-def]
+    from archlint.initialization.replaced import make_orthogonal
+
+    return make_orthogonal(args, kwargs)
+
+
 _CODES = {
     "_no_grad_trunc_normal_": _trunc_normal_code,
     "orthogonal_": _orthogonal_code,
     "sparse_": _sparse_code,
     "dirac_": _dirac_code,
+    "_is_orthogonal": _is_orthogonal_code,
+    "_make_orthogonal": _make_orthogonal_code,
 }
+
+
+def _function(name: str) -> Any:
+    """A function of torch whose code is exchanged; None where this version has none such."""
+    return getattr(nn.init, name, None) or getattr(parametrizations, name, None)
 
 
 @contextmanager
 def replaced(watcher: Watcher) -> Iterator[None]:
     """Exchange the code while a watcher is at work."""
     _watchers.append(watcher)
-    functions: dict[str, Any] = {name: getattr(nn.init, name) for name in _LAWS}
+    found = {name: _function(name) for name in _CODES}
+    functions = {name: function for name, function in found.items() if function is not None}
     if len(_watchers) == 1:
         for name, function in functions.items():
             _signatures[name] = inspect.signature(function)

@@ -222,6 +222,21 @@ class Watcher:
         if tensor.device.type != "meta" and not storage.stale:
             storage.real = all(p.law is None or _is_fixed(p.law) for p in storage.pieces)
 
+    def compatible(self, tensor: Tensor, value: Any) -> Any:
+        """A tensor that can take the place of another one's data."""
+        if not isinstance(value, Tensor) or tensor.device == value.device:
+            return value
+        with pause(self):
+            content = self.content(value.detach())
+            made = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
+        storage = Storage(made.numel(), content.pieces[0])
+        storage.write(geometry(made), content)
+        storage.stale = made.device.type != "meta"
+        if self.is_real(value):
+            storage.elements = value.detach().clone()
+        self.put(made, storage)
+        return made
+
     def event(self, text: str = "", initialiser: bool = False, named: bool = True) -> Event:
         """The call that runs now."""
         return calls.event(self.stop, text, initialiser, named)
@@ -295,7 +310,10 @@ class Watcher:
         if op.name in _FACTORIES:
             return _made(self, call)
         if op.name == "set_":  # the storage is exchanged, and with it what is known
-            return func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():  # which set_ passes by: devices are as they are
+                if len(args) > 1:
+                    args = (args[0], self.compatible(args[0], args[1]), *args[2:])
+                return func(*args, **kwargs)
         if op.view:
             result = func(*args, **kwargs)
             if op.name == "lift_fresh" and self.storage(result) is None:

@@ -341,6 +341,34 @@ def test_what_nobody_filled_and_what_was_overwritten() -> None:
     assert not found["b.bias"].overwritten
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (64, 64), (48, 64), (64, 48)])
+@pytest.mark.parametrize("map", ["matrix_exp", "cayley", "householder"])
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_orthogonal_parametrization(shape: tuple[int, int], map: str, orthogonal: bool) -> None:
+    """Without its weights: the base is orthogonal, what is trained starts at minus the identity."""
+
+    def factory() -> nn.Module:
+        layer = nn.Linear(*shape)
+        if orthogonal:
+            init.orthogonal_(layer.weight)
+        return nn.utils.parametrizations.orthogonal(layer, orthogonal_map=map)
+
+    found = laws_of(factory)
+    torch.manual_seed(0)
+    made = factory()
+    tensors = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    assert set(tensors) == set(found)
+    base = found["parametrizations.weight.0.base"].law
+    assert base is not None
+    assert base.family == "orthogonal"
+    for name in ("parametrizations.weight.0.base", "parametrizations.weight.original"):
+        expected = found[name].law
+        assert expected is not None
+        assert expected.exact
+        second = float(tensors[name].double().square().mean())
+        assert second == pytest.approx(expected.second_moment, rel=1e-5)
+
+
 # --------------------------------------------------------------------------- constructors
 
 
