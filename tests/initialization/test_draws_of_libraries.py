@@ -100,7 +100,11 @@ def _small(entries: Iterator[zoo.Entry]) -> Iterator[tuple[str, Any]]:
     ("timm", 150), ("torchvision", 20), ("transformers", 60)
 ])  # fmt: skip
 def test_all_small_models(library: str, least: int) -> None:
-    """Within five standard errors for 99.9 % of the tensors."""
+    """Within five standard errors for 99.9 % of the tensors.
+
+    Most others hold a −2 among weights of std 0.02: timm's ``trunc_normal_`` takes erfinv of
+    uniform numbers, which in single precision are exactly −1 once in 2²⁴, and clamps −∞ to −2.
+    """
     tally = Tally()
     for name, factory in _small(iter(zoo.LIBRARIES[library]())):
         tally.compare(factory, name)
