@@ -338,6 +338,9 @@ def _embedding(step: Step) -> Signal:
     rank = len(shape) if shape is not None else 1
     roles: tuple[Role, ...] = ("sample", *_places(rank - 1), "feature")
     rows = known_size(step.shape(1), (0,))
+    given = step.constant(0)
+    if given is not None and given.ndim > 1 and len(given) > 1 and (given[:1] != given).any():
+        roles = (*_places(rank), "feature")  # a table of offsets, of which there are no samples
     if table.second_moment is None or table.mean is None or rows is None:
         return Signal(roles=roles)
     fixed = table.mean**2

@@ -94,7 +94,33 @@ def _reshape(step: Step) -> Signal:
         roles.append(role)
     profile = _kept_profile(x, [n or 0 for n in before], [n or 0 for n in after])
     merged = any(len(g) > 1 for g in grouped)
+    made_of = [made[a] for a, role in enumerate(x.roles) if role == "sample"]
+    left = [g for g, role in zip(grouped, roles, strict=True) if role == "sample"]
+    spots = [g for g, role in zip(grouped, roles, strict=True) if role == "position"]
+    x = _windows_joined(x, _spots(made_of) / _spots(left), _spots(spots))
     return x.but(roles=tuple(roles), parts=grouped if merged else (), profile=profile)
+
+
+def _spots(parts: Sequence[Factors]) -> int:
+    """How many positions some dimensions index together."""
+    return math.prod(n for factors in parts for role, n in factors if role == "position")
+
+
+def _windows_joined(x: Signal, windows: float, positions: int) -> Signal:
+    """What positions share once windows, which counted as samples of their own, stand beside each
+    other: two of one window what they did, two of different ones what two samples do, and as much
+    more as it was when the windows were cut. ``windows`` < 1 where they are."""
+    p, apart = x.position_correlation, x.apart
+    if windows == 1 or p is None or apart is None:
+        return x
+    if windows < 1:
+        return x.but(windows_share=p - apart)
+    if positions < 2:
+        return x
+    between = min(apart + max(x.windows_share, 0.0), p)
+    inside = max(positions / windows, 1.0)
+    within = ((inside - 1) * p + (positions - inside) * between) / (positions - 1)
+    return x.but(position_correlation=within, cross_correlation=apart)
 
 
 def _kept_profile(

@@ -37,7 +37,8 @@ class Signal:
     axis relative to its mean (zero padding), axis -> values, as a product over axes.
     ``shared``: of a product of matrices, axis -> E[v v′]/E v² of two elements that differ along
     it only. Of other tensors that is the mean's square along features
-    (:meth:`between_features`), and the correlation above along positions.
+    (:meth:`between_features`), and the correlation above along positions. ``windows_share``: by how
+    much position_correlation was above cross_correlation when positions were merged with samples.
     """
 
     mean: float | None = None
@@ -58,6 +59,7 @@ class Signal:
     grad_spread: float | None = None
     grad_shortfall: float | None = None
     shared: Mapping[int, float] = field(default_factory=dict, compare=False)
+    windows_share: float = 0.0
 
     @property
     def known(self) -> bool:

@@ -102,7 +102,7 @@ def _with_parts(
         left = [(None, ())] * (len(shape) - len(left)) + left if node.op == "expand" else left
         if len(left) == len(shape):
             parts = tuple(p if n == shape[a] else () for a, (n, p) in enumerate(left))
-            return result.but(parts=parts)
+            return result.but(parts=parts, windows_share=x.windows_share)
     return result.but(parts=()) if result.parts else result
 
 

@@ -83,6 +83,15 @@ def _attend(n: Any, x: Tensor, **options: Any) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
+def _windowed(n: Any, x: Tensor) -> Tensor:
+    """Attention in four windows of a map, which stand beside each other again."""
+    cut = n.stem(x).reshape(2, 2, 4, 2, 4, 24).transpose(2, 3).reshape(8, 16, 24)
+    q, k, v = n.qkv(cut).chunk(3, -1)
+    out = F.scaled_dot_product_attention(_heads(q, 2), _heads(k, 2), _heads(v, 2))
+    out = out.transpose(1, 2).reshape(2, 2, 2, 4, 4, 24)
+    return out.transpose(2, 3).reshape(2, 8, 8, 24)
+
+
 def _spelled(n: Any, x: Tensor) -> Tensor:
     """Logits by a product of two maps of the tokens, under a causal mask."""
     q, k = n.a(x).chunk(2, -1)
@@ -202,6 +211,8 @@ CASES = [
     _case("heads of different lengths", TOKENS, lambda n, x: _heads(torch.cat([n.a(x), 4 * n.b(
         x), n.c(x)], -1), 3) @ _heads(torch.cat([n.d(x), 3 * n.e(x), n.f(x)], -1), 3).mT,
           slack=0.03, **{k: lambda: nn.Linear(48, 16) for k in "abcdef"}),
+    _case("attention within windows", (2, 8, 8, 24), _windowed, stem=lambda: nn.Linear(24, 24),
+          qkv=lambda: nn.Linear(24, 72), slack=0.03),
     _case("windows there and back", (2, 8, 8, 24), lambda n, x: n.c(n.b(n.a(x).reshape(
         2, 2, 4, 2, 4, 24).transpose(2, 3).reshape(8, 16, 24)).reshape(2, 2, 2, 4, 4, 24).transpose(
             2, 3).reshape(2, 4, 2, 4, 2, 24).transpose(2, 3).reshape(2, 16, 96)),
