@@ -419,6 +419,7 @@ _FILLED = frozenset(
     ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
      "new_full")
 )  # fmt: skip
+_SIZED = frozenset(("empty", "zeros", "ones"))  # of a size; a type that is not given is the default
 _DRAWN = frozenset(("rand", "randn", "rand_like", "randn_like", "normal"))
 _WHOLE = frozenset(("randint", "randint_like"))
 _TABLES = frozenset(
@@ -440,18 +441,25 @@ def _made(watcher: Watcher, call: Call) -> Any:
     kwargs = {k: v for k, v in call.kwargs.items() if k != "pin_memory"}
     if "generator" in kwargs:  # one of the CPU does not fit; some overloads ask for the argument
         kwargs["generator"] = None
-    shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
-    numel = shape_only.numel()
+    shape_only: Any = None
+    if name in _SIZED:
+        numel = math.prod(call.args[0])
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    else:
+        shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
+        numel, dtype = shape_only.numel(), shape_only.dtype
     if name in _TABLES:
         room = watcher.computed
     else:
-        whole = not (shape_only.is_floating_point() or shape_only.is_complex())
+        whole = not (dtype.is_floating_point or dtype.is_complex)
         room = watcher.filled if name in _FILLED or whole else watcher.limit
     if numel <= room:
         kwargs = {**call.kwargs, "device": "cpu"}
         kwargs.pop("pin_memory", None)
         result = call.func(*call.args, **kwargs)
     else:
+        if shape_only is None:
+            shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
         result = shape_only
         watcher.unallocated += numel
     law = _law_made(call, numel)
