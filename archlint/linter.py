@@ -212,8 +212,9 @@ def check(
     read is reported in its place.
     """
     config = config or Config()
-    rules = chosen_rules(config)
-    suppressions = Suppressions(config, registry(Path(p) for p in config.rule_paths))
+    known = registry(Path(p) for p in config.rule_paths)
+    rules = chosen_rules(config, known)
+    suppressions = Suppressions(config, known)
     reports: list[TargetReport] = []
     remarks: list[str] = []
     for one in target if isinstance(target, list | tuple) else [target]:
