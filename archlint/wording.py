@@ -67,7 +67,7 @@ def trained(training: Training) -> str:
     if training.failed and training.started:
         text += f", the others start after {training.steps} steps"
     if training.undecided:
-        text += f", {training.undecided} were still under way when time was up"
+        text += f", {training.undecided} were still under way at the end"
     return text
 
 

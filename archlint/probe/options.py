@@ -109,13 +109,13 @@ def bar() -> Progress | None:
     if not sys.stderr.isatty():
         return None
     started = time.monotonic()
-    state: dict[str, float] = {"done": 0, "since": started}
+    state: dict[str, float] = {"done": 0, "since": started, "last": started}
 
     def show(done: int, most: int, unit: str, left: str) -> None:
         now = time.monotonic()
         if done < state["done"]:
-            state["since"] = now  # another run of steps
-        state["done"] = done
+            state["since"] = state["last"]  # another run, of steps
+        state["done"], state["last"] = done, now
         if now - started < 1.0:
             return
         rate = done / max(now - state["since"], 1e-9)

@@ -23,7 +23,7 @@ from archlint.finding import Training
 from archlint.graph.from_torch import load_torch
 from archlint.linter import TargetReport
 from archlint.probe import starting
-from archlint.probe.options import ProbeOptions
+from archlint.probe.options import ProbeOptions, bar
 from archlint.probe.starting import fewer, share
 from archlint.probe.task import NoTask, fitted, readout, task_for
 from archlint.probe.training import REAL, Runs
@@ -294,7 +294,7 @@ def test_time_is_kept() -> None:
     training = report.training
     assert training is not None
     assert training.undecided > 0
-    assert "still under way when time was up" in trained(training)
+    assert "still under way at the end" in trained(training)
     assert report.findings[0].verdict == "confirmed"  # by its figure
 
 
@@ -396,6 +396,24 @@ def test_options_that_need_another(arguments: list[str], text: str) -> None:
     found = CliRunner().invoke(cli, arguments)
     assert isinstance(found.exception, ArchlintError)
     assert text in found.exception.message
+
+
+def test_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    clock = iter([0.0, 2.0, 4.0, 6.0, 7.0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.write", shown.append)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    show = bar()
+    assert show is not None
+    show(64, 2048, "draws", "1 of 1 findings open")
+    show(128, 2048, "draws", "1 of 1 findings open")
+    show(10, 300, "steps", "10 of 10 draws train")
+    show(20, 300, "steps", "9 of 10 draws train")
+    assert "64/2048 draws, 32/s, at most 62 s more, 1 of 1 findings open" in shown[0]
+    assert "128/2048 draws, 32/s, at most 60 s more" in shown[1]
+    assert "10/300 steps, 5/s, at most 58 s more, 10 of 10 draws train" in shown[2]
+    assert "20/300 steps, 7/s, at most 42 s more, 9 of 10 draws train" in shown[3]
 
 
 # --------------------------------------------------------------------------- verdicts
