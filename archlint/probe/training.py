@@ -163,6 +163,8 @@ class Runs:
         torch.manual_seed(self.seed)  # of dropout
         for step in range(1, self.steps + 1):
             self._step(next(batches), weights, others, fixed, state, rates, step)
+            if not tick(step, len({i for i, _ in active})):
+                raise OutOfTime
             if step % self.check and step != self.steps:
                 continue
             accuracy, sound = self._look(weights, others, fixed)
@@ -170,8 +172,6 @@ class Runs:
                 if accuracy[k] >= threshold:
                     self.started.setdefault(i, step)
             keep = [k for k, (i, _) in enumerate(active) if sound[k] and i not in self.started]
-            if not tick(step, len({active[k][0] for k in keep})):
-                raise OutOfTime
             if not keep:
                 return
             if len(keep) < len(active):
