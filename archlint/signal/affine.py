@@ -152,14 +152,23 @@ def _linear(step: Step) -> Signal:
     if weight is None or shape is None or (fan_in := weight[axis]) is None:
         return UNKNOWN_SIGNAL
     x = step.signal(0)
+    if x.roles[-1:] == ("position",) and "feature" in x.roles[:-1] and len(x.roles) == len(shape):
+        x = _across(x, x.roles.index("feature"))  # over positions: channels take their place
     result = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
                       feature_last(x, len(shape)), scale=step.number("alpha"))  # fmt: skip
     kept = {a: p for a, p in x.profile.items() if a < len(shape) - 1}
     result = result.but(profile=_with_bias(step, kept, result))
     # Of a flattened map no positions are left; of patches those of the patches are.
-    flat = count_of(x, shape, (len(shape) - 1,), "position")
+    mixed = x.roles[-1:] == ("position",)
+    flat = None if mixed else count_of(x, shape, (len(shape) - 1,), "position")
     left = count_of(x, shape, range(len(shape) - 1), "position")
     return without_positions(result) if flat is not None and flat > 1 and left == 1 else result
+
+
+def _across(x: Signal, axis: int) -> Signal:
+    """A tensor whose features count as positions: two of them share their means."""
+    between = x.between_features(axis)
+    return x.but(position_correlation=between, cross_correlation=between)
 
 
 @transfers("grouped_linear")

@@ -9,6 +9,7 @@ from importlib import import_module
 import numpy as np
 
 from archlint.graph.model import LayerGraph, Node
+from archlint.signal.backward.normalisation import channel_variations
 from archlint.signal.gradient import (
     BACKWARD,
     MOST_ORIGINS,
@@ -58,10 +59,11 @@ def gradients(
             Gradient(1.0, (0.0,) * rank, origin={f"output:{out}": 1.0})
         )
     found: dict[str, Gradient] = {}
+    variations = channel_variations(graph, signals)
     for node in reversed(graph.nodes):
         for out in node.outputs:
             found[out] = _sum(graph, out, arriving.pop(out, []), sources)
-        _hand_on(graph, node, signals, found, arriving, sources, edges)
+        _hand_on(graph, node, signals, found, arriving, sources, edges, variations)
     for value in graph.inputs:
         found[value] = _sum(graph, value, arriving.pop(value, []), sources)
     if edges is not None:
@@ -100,6 +102,7 @@ def _of_positions(g: Gradient, x: Signal, shape: Sequence[int | None] | None) ->
 def _hand_on(
     graph: LayerGraph, node: Node, signals: Mapping[str, Signal], found: Mapping[str, Gradient],
     arriving: dict[str, list[Gradient]], sources: _Sources, edges: Edges | None,
+    variations: Mapping[str, float],
 ) -> None:  # fmt: skip
     """Add what a node's inputs get from it."""
     wanted = [
@@ -115,7 +118,7 @@ def _hand_on(
     elif all(g.second_moment is None for g in gradients) or node.op not in BACKWARD:
         results = [UNKNOWN_GRADIENT] * len(node.inputs)
     else:
-        results = BACKWARD[node.op](Back(graph, node, signals, {}, gradients))
+        results = BACKWARD[node.op](Back(graph, node, signals, {}, gradients, variations))
     for i, (value, want) in enumerate(zip(node.inputs, wanted, strict=True)):
         g = results[i] if i < len(results) else None
         if not want or value is None:

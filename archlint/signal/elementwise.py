@@ -123,6 +123,10 @@ def aligned(step: Step, i: int) -> Signal:
         target = roles
     if not target:
         return x
+    if i in (0, 1) and len(roles) == len(target) == len(other.roles) and roles != other.roles:
+        exchanged = _exchanged(step, i, x, roles, shape, out)
+        if exchanged is not None:
+            return exchanged
     x_positions = x.position_correlation
     x_samples = x.sample_correlation
     x_apart = x.apart
@@ -143,6 +147,24 @@ def aligned(step: Step, i: int) -> Signal:
     profile = {axis + lead: values for axis, values in x.profile.items()}
     return x.but(position_correlation=x_positions, sample_correlation=x_samples,
                  cross_correlation=x_apart, roles=target, profile=profile)  # fmt: skip
+
+
+def _exchanged(
+    step: Step, i: int, x: Signal, roles: tuple[Role, ...], shape: tuple[int | None, ...],
+    out: tuple[int | None, ...],
+) -> Signal | None:  # fmt: skip
+    """Of two tensors of samples whose positions and features changed places in one of them (a map
+    over positions, put back), the second in the roles of the first: what it says of positions is
+    of the other's features. None where they are not such."""
+    first = step.signal(0).roles
+    if shape != out or step.shape(1 - i) != out or "sample" not in roles:
+        return None
+    if sorted(roles) != sorted(step.signal(1 - i).roles):
+        return None
+    if i == 0:
+        return x
+    between = x.between_features(roles.index("feature")) if "feature" in roles else None
+    return x.but(roles=first, position_correlation=between, cross_correlation=between)
 
 
 def _knows_better(step: Step, i: int, roles: tuple[Role, ...], other: tuple[Role, ...]) -> bool:

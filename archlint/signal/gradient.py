@@ -80,9 +80,11 @@ def no_gradient(rank: int) -> Gradient:
 @dataclass(frozen=True, slots=True)
 class Back(Step):
     """One node on the way back: ``arriving`` holds the gradients of its outputs, ``sources`` what
-    is known of each source (its gradient), ``name`` makes the sources of this node unique."""
+    is known of each source (its gradient), ``name`` makes the sources of this node unique.
+    ``variations``: by how much the variances of channels vary (backward.normalisation)."""
 
     arriving: tuple[Gradient, ...] = ()
+    variations: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gradient(self) -> Gradient:

@@ -213,6 +213,8 @@ CASES = [
           slack=0.03, **{k: lambda: nn.Linear(48, 16) for k in "abcdef"}),
     _case("attention within windows", (2, 8, 8, 24), _windowed, stem=lambda: nn.Linear(24, 24),
           qkv=lambda: nn.Linear(24, 72), slack=0.03),
+    _case("map over tokens", TOKENS, lambda n, x: n.a(x) + n.b(torch.relu(n.a(x)).mT).mT,
+          a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(24, 24), slack=0.02),
     _case("windows there and back", (2, 8, 8, 24), lambda n, x: n.c(n.b(n.a(x).reshape(
         2, 2, 4, 2, 4, 24).transpose(2, 3).reshape(8, 16, 24)).reshape(2, 2, 2, 4, 4, 24).transpose(
             2, 3).reshape(2, 4, 2, 4, 2, 24).transpose(2, 3).reshape(2, 16, 96)),

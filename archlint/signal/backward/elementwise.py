@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from archlint.signal.activations import Activation, activation, leaky_relu
-from archlint.signal.backward.normalisation import channel_variation
 from archlint.signal.elementwise import added, steady_power
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
@@ -209,13 +208,13 @@ def _share_aligned(step: Back, i: int) -> Correlation:
 
 def _share_excess(step: Back, i: int) -> float:
     """Of a sum's variance Σ s_j v_j a term's weights explain s_i·r_i of the r = Σ s_j² r_j that it
-    varies by (see channel_variation)."""
+    varies by (see channel_variations)."""
     excess, total = step.gradient.excess, step.out_signal().variance
     x = step.signal(i).variance
     if excess == 1.0 or not total or x is None:
         return 1.0
-    whole = channel_variation(step, step.node.outputs[0])
-    own = min(x / total, 1.0) * channel_variation(step, step.value(i))
+    whole = step.variations.get(step.node.outputs[0], 0.0)
+    own = min(x / total, 1.0) * step.variations.get(step.value(i) or "", 0.0)
     return 1 + (excess - 1) * min(own / whole, 1.0) if whole > 0 else 1.0
 
 

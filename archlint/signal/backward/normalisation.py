@@ -8,12 +8,13 @@ correlations within the set.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from archlint.graph.fans import fans
+from archlint.graph.model import LayerGraph
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -58,35 +59,31 @@ def passed(freedom: float, variance: float, eps: float, lost_mean: float, lost_s
     return (max(float(weight @ both_lost), 0.0), float(weight @ inverse), float(weight @ size))
 
 
-_MOST_NODES = 128  # that are looked back over; what lies further back has little weight
-
-
-def channel_variation(step: Back, value: str | None) -> float:
-    """Var v/(E v)² of a channel's variance v over the draw of the weights that make it: 2/fan-in
-    behind an affine map (v is a quadratic form in its row), 0 behind BatchNorm, of a sum by the
-    squared shares of its terms."""
-    left = _MOST_NODES
-
-    def variation(value: str | None) -> float:
-        nonlocal left
-        left -= 1
-        node = step.graph.producer.get(value or "")
-        if node is None or left <= 0 or node.op in ("batch_norm", "instance_norm"):
-            return 0.0
+def channel_variations(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, float]:
+    """Var v/(E v)² of a channel's variance v over the draw of the weights that make it, by value:
+    2/fan-in behind an affine map (v is a quadratic form in its row), 0 behind BatchNorm, of a sum
+    by the squared shares of its terms. One pass in execution order."""
+    found: dict[str, float] = {}
+    for node in graph.nodes:
+        if node.op in ("batch_norm", "instance_norm"):
+            continue
+        here = 0.0
+        carried = [v for v in node.inputs if v is not None and v not in graph.static]
         if node.op in ("linear", "conv", "conv_transpose"):
-            count = fans(node, step.graph)
-            return 2 / count.fan_in if count is not None and count.fan_in else 0.0
-        carried = [v for v in node.inputs if v is not None and v not in step.graph.static]
-        if node.op in ("add", "sub"):
-            variances = [step.signals.get(v, UNKNOWN_SIGNAL).variance or 0.0 for v in carried]
+            count = fans(node, graph)
+            here = 2 / count.fan_in if count is not None and count.fan_in else 0.0
+        elif node.op in ("add", "sub"):
+            variances = [signals.get(v, UNKNOWN_SIGNAL).variance or 0.0 for v in carried]
             total = sum(variances)
-            return sum((w / total) ** 2 * variation(v)
+            here = sum((w / total) ** 2 * found.get(v, 0.0)
                        for v, w in zip(carried, variances, strict=True) if w > 0)  # fmt: skip
-        if node.op == "concat":
-            return max(map(variation, carried), default=0.0)
-        return variation(carried[0]) if carried else 0.0
-
-    return variation(value)
+        elif node.op == "concat":
+            here = max((found.get(v, 0.0) for v in carried), default=0.0)
+        elif carried:
+            here = found.get(carried[0], 0.0)
+        if here:
+            found.update((out, here) for out in node.outputs)
+    return found
 
 
 def normalised(
@@ -128,7 +125,7 @@ def normalised(
     if lost_mean is None or lost_size is None:
         return UNKNOWN_GRADIENT
     features = math.prod(s for a, s in zip(axes, sizes, strict=True) if a not in spots and a)
-    varied = channel_variation(step, step.value(0)) / max(features, 1)
+    varied = step.variations.get(step.value(0) or "", 0.0) / max(features, 1)
     own = max(n / max(spread if spread is not None else 1.0, 1e-9) - 1, 1.0)
     freedom = round(1 / (1 / own + varied / 2), 3)
     through, inverse, size = passed(freedom, variance, eps, lost_mean / n, lost_size / n)
