@@ -91,13 +91,7 @@ def _grid(law: LogLaw, points: int = 0) -> tuple[Floats, Floats]:
     """Points and weights of ln R = m ± s·ln Γ(a), with a from the skewness ψ₂(a)/ψ₁(a)^{3/2},
     which goes from −2 (a → 0) to 0 (a normal law)."""
     skew = law.third / law.variance**1.5
-    low, high = math.log(_LEAST), math.log(_MOST)
-    for _ in range(50):
-        middle = (low + high) / 2
-        a = math.exp(middle)
-        s = tetragamma(a) / trigamma(a) ** 1.5
-        low, high = (middle, high) if s < -abs(skew) else (low, middle)
-    a = math.exp(middle)
+    a = _shape_of(-abs(skew))
     centre, deviation = digamma(a), math.sqrt(trigamma(a))
     reach = (14, 8) if not points else (6, 5)
     x = np.linspace(centre - reach[0] * deviation, centre + reach[1] * deviation,
@@ -110,6 +104,39 @@ def _grid(law: LogLaw, points: int = 0) -> tuple[Floats, Floats]:
 
 
 _LEAST, _MOST, _POINTS = 0.02, 1e4, 801
+
+
+@lru_cache(maxsize=1)
+def _skewnesses() -> tuple[Floats, Floats]:
+    """ψ₂(a)/ψ₁(a)^{3/2} at equidistant ln a, rising."""
+    at = np.linspace(math.log(_LEAST), math.log(_MOST), 257)
+    return at, tetragamma_of(np.exp(at)) / trigamma_of(np.exp(at)) ** 1.5
+
+
+def _shape_of(skew: float) -> float:
+    """The a with ψ₂(a)/ψ₁(a)^{3/2} = skew, or the end of the range that is nearest."""
+    at, known = _skewnesses()
+    i = int(np.searchsorted(known, skew))
+    if i in (0, known.size):
+        return _LEAST if i == 0 else _MOST
+    low, high = float(at[i - 1]), float(at[i])
+    below, above = float(known[i - 1]) - skew, float(known[i]) - skew
+    middle = high
+    for _ in range(40):  # false position; an end that stays counts half
+        if high - low < 1e-14 or not above:
+            break
+        middle = (low * above - high * below) / (above - below)
+        a = math.exp(middle)
+        off = tetragamma(a) / trigamma(a) ** 1.5 - skew
+        if abs(off) < 4e-15:
+            break
+        if off < 0:
+            low, below, above = middle, off, above / 2
+        else:
+            high, above, below = middle, off, below / 2
+    return math.exp(middle)
+
+
 _FEW = 41  # where every point costs an integral
 
 
