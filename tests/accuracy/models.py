@@ -59,6 +59,9 @@ vit_relpos_small_patch16_224 vit_srelpos_small_patch16_224 swinv2_tiny_window8_2
 swinv2_cr_tiny_224 xception41 rdnet_tiny resnext26ts gernet_s mobileone_s0 repvgg_a0
 mobilenetv4_conv_small iformer_t sequencer2d_s nextvit_small resnetv2_50d_gn eca_resnext26ts
 beit_base_patch16_224
+resmlp_12_224 tinynet_e repghostnet_050 shvit_s1 fasternet_t0 xcit_nano_12_p16_224 fastvit_t8
+inception_next_atto focalnet_tiny_srf mvitv2_tiny coatnet_nano_rw_224 poolformerv2_s12 nest_tiny
+cait_xxs24_224 test_efficientnet_gn
 """)
 
 TORCHVISION = _names("""
@@ -93,6 +96,8 @@ gpt_neox gptj glm helium hubert ibert llama mbart mobilebert modernbert mpt mt5 
 olmo olmo2 opt persimmon phi phi3 qwen2 qwen3 roberta roformer segformer smollm3 stablelm
 starcoder2 swin swinv2 t5 vit wav2vec2 whisper xglm bit regnet mobilevit pvt_v2 hiera
 switch_transformers rwkv
+electra gemma cohere convbert squeezebert megatron-bert mistral bart xlm openai-gpt ctrl levit
+yolos mpnet gemma2
 """)
 TRANSFORMERS_BASE = _names("""
 bert gpt2 vit distilbert
