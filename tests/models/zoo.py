@@ -144,10 +144,15 @@ def _prefix_of_all_kinds(layers: list[Any]) -> int:
 STAGES: tuple[Mapping[str, int], ...] = ({**_TINY, **_SHALLOW}, _SHALLOW, {})
 
 
-def transformers_types(stage: int = 0) -> Iterator[Entry]:
+def kinds_of_transformers() -> list[str]:
+    """The types whose base model the library knows."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    for kind in MODEL_MAPPING_NAMES:
+    return list(MODEL_MAPPING_NAMES)
+
+
+def transformers_types(stage: int = 0) -> Iterator[Entry]:
+    for kind in kinds_of_transformers():
         yield Entry("transformers", kind, lambda kind=kind: build_transformer(kind, STAGES[stage]))
 
 
