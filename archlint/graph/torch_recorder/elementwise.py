@@ -323,6 +323,12 @@ def nms(c: Call, *_: Any) -> V:
     raise NotModelled("non-maximum suppression")
 
 
+@lowering("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+def pooled_regions(c: Call, *_: Any, **__: Any) -> V:
+    """Averages over regions that the network proposes itself: their places have no law."""
+    raise NotModelled("pooling over regions")
+
+
 @lowering("masked_fill")
 def masked_fill(c: Call, input: V, mask: V, value: Any) -> V:
     """A number where the mask is true."""

@@ -1,7 +1,8 @@
 """Kernels that an installation may lack: torchvision without its C++ part, shape functions.
 
 Detectors call ``torchvision.ops.nms``, which refuses to run where the compiled operators are
-missing. Recording a model should not need them.
+missing, and ``roi_align``, which then takes tens of gigabytes. Recording a model should not need
+them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,41 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.stack(kept) if kept else left
 
 
+# Numbers that roi_align holds at a time: torchvision's own stand-in takes all regions at once.
+_AT_ONCE = 2**24
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Any,
+    output_size: Any,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Averages over regions [k, channels, rows, columns] of maps [n, channels, height, width].
+
+    ``boxes`` are [k, 5], the sample first, or a list of [k, 4] for each sample. As torchvision
+    computes it where its compiled operator is missing, some regions at a time.
+    """
+    listed = (input, *boxes) if isinstance(boxes, list | tuple) else (input, boxes)
+    if has_torch_function(listed):
+        found: Tensor = handle_torch_function(
+            roi_align, listed, input, boxes, output_size, spatial_scale, sampling_ratio, aligned
+        )
+        return found
+    whole: Any = sys.modules["torchvision.ops.roi_align"]
+    regions = boxes if isinstance(boxes, Tensor) else whole.convert_boxes_to_roi_format(boxes)
+    rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+    samples = sampling_ratio**2 if sampling_ratio > 0 else input.shape[-1] * input.shape[-2]
+    each = max(input.shape[1] * rows * columns * samples, 1)
+    parts = [
+        whole._roi_align(input, part, spatial_scale, rows, columns, sampling_ratio, aligned)
+        for part in regions.split(max(_AT_ONCE // each, 1))
+    ]
+    return torch.cat(parts) if parts else input.new_empty(0, input.shape[1], rows, columns)
+
+
 def grouped_mm_shape(input: Tensor, mat2: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
     """What ``torch._grouped_mm`` gives, on meta: torch's own shape function wants bfloat16.
 
@@ -56,13 +92,14 @@ SHAPES = {"_grouped_mm": grouped_mm_shape}
 def spare_kernels() -> Iterator[None]:
     """Stand in for torchvision's operators where torchvision is loaded without them."""
     boxes: Any = sys.modules.get("torchvision.ops.boxes")
+    poolers: Any = sys.modules.get("torchvision.ops.poolers")
     extension: Any = sys.modules.get("torchvision.extension")
-    if boxes is None or extension is None or extension._has_ops():
+    if boxes is None or poolers is None or extension is None or extension._has_ops():
         yield
         return
-    original = boxes.nms
-    boxes.nms = nms
+    before = boxes.nms, poolers.roi_align
+    boxes.nms, poolers.roi_align = nms, roi_align
     try:
         yield
     finally:
-        boxes.nms = original
+        boxes.nms, poolers.roi_align = before
