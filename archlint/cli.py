@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,7 +19,7 @@ from archlint.probe.options import options_of, probe_options
 from archlint.terminal import clear_progress, complain, console, progress, put, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from archlint.config import Config
     from archlint.linter import Report
@@ -119,9 +120,10 @@ def check(
 
     Exit code: 0 clean, 1 findings at or above --fail-on, 2 something could not be linted.
     """
+    from archlint.linter import Report, TargetReport
     from archlint.linter import check as lint_targets
     from archlint.target import expand, parse_inputs, parse_kwargs
-    from archlint.user_code import stdout_as_stderr
+    from archlint.user_code import last_resort, stdout_as_stderr
 
     if probing and not probed:
         raise ArchlintError(f"--{next(iter(probing))} is for the probe", "add --probe")
@@ -133,21 +135,48 @@ def check(
             "nothing to lint: no target is named and [tool.archlint] lists none",
             "archlint model.onnx, or archlint net.py:Net",
         )
+    finished: list[TargetReport] = []
     with stdout_as_stderr() as out:
-        report = lint_targets(
-            wanted, parse_inputs(inputs), config, progress(len(wanted), quiet),
-            parse_kwargs(kwargs) if kwargs is not None else None,
-            options_of(probing, quiet) if probed else None,
-        )  # fmt: skip
-        clear_progress()
-        for error in report.errors:
-            complain(error)
-        for remark in () if quiet else report.remarks:
-            warn(remark)
-        text = _rendered(report, config, form, statistics, explain_silence, quiet,
-                         None if output_file else out)  # fmt: skip
-        put(text, output_file, out)
+
+        def tell(report: Report) -> None:
+            clear_progress()
+            for error in report.errors:
+                complain(error)
+            for remark in () if quiet else report.remarks:
+                warn(remark)
+            text = _rendered(report, config, form, statistics, explain_silence, quiet,
+                             None if output_file else out)  # fmt: skip
+            put(text, output_file, out)
+
+        def give_up(name: str, error: ArchlintError) -> None:
+            with _ending():
+                tell(Report((*finished, TargetReport(name, error=error))))
+
+        with last_resort(give_up):
+            report = lint_targets(
+                wanted, parse_inputs(inputs), config, progress(len(wanted), quiet),
+                parse_kwargs(kwargs) if kwargs is not None else None,
+                options_of(probing, quiet) if probed else None, finished,
+            )  # fmt: skip
+        tell(report)
     raise SystemExit(report.exit_code(config.fail_on))
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """End the process afterwards, whatever its other threads are at."""
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(2)
+
+
+def _give_up(_: str, error: ArchlintError) -> None:
+    with _ending():
+        complain(error)
 
 
 def _config(file: str | None, **given: Any) -> Config:
@@ -240,10 +269,10 @@ def profile(
     from archlint.profiling import profile as profile_target
     from archlint.report import profile as formats
     from archlint.target import parse_inputs, parse_kwargs
-    from archlint.user_code import stdout_as_stderr
+    from archlint.user_code import last_resort, stdout_as_stderr
 
     config = _config(config_file, mode=mode, timeout=timeout)
-    with stdout_as_stderr() as out:
+    with stdout_as_stderr() as out, last_resort(_give_up):
         found = profile_target(
             target, parse_inputs(inputs), config, parse_kwargs(kwargs) if kwargs else None
         )
@@ -306,10 +335,10 @@ def graph(
     from archlint.report.graph import render
     from archlint.signal.analysis import analyse
     from archlint.target import parse_inputs, parse_kwargs, resolve
-    from archlint.user_code import stdout_as_stderr
+    from archlint.user_code import last_resort, stdout_as_stderr
 
     config = _config(config_file, mode=mode, timeout=timeout)
-    with stdout_as_stderr() as out:
+    with stdout_as_stderr() as out, last_resort(_give_up):
         resolved = resolve(target, parse_inputs(inputs), parse_kwargs(kwargs) if kwargs else None)
         model = one_model(resolved, config.timeout)
         put(render(analyse(load(model, config.mode, config.timeout))), out=out)

@@ -201,13 +201,15 @@ def check(
     progress: Callable[[str], None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     probe: ProbeOptions | None = None,
+    finished: list[TargetReport] | None = None,
 ) -> Report:
     """Lint one target or several (a list).
 
     A target is a string as on the command line, a path, an ``nn.Module``, an exported program, or
     a callable that builds the model. ``inputs`` maps an input's name to a shape, to (shape, type)
     or to a tensor; ``kwargs`` are handed to what a string names; ``progress`` is told of each
-    target before it is read; ``probe`` asks for an experiment on every finding.
+    target before it is read; ``probe`` asks for an experiment on every finding; ``finished`` is
+    filled with the reports as they are made.
     Raises ArchlintError for a bad configuration; a target that cannot be
     read is reported in its place.
     """
@@ -215,7 +217,7 @@ def check(
     known = registry(Path(p) for p in config.rule_paths)
     rules = chosen_rules(config, known)
     suppressions = Suppressions(config, known)
-    reports: list[TargetReport] = []
+    reports: list[TargetReport] = finished if finished is not None else []
     remarks: list[str] = []
     for one in target if isinstance(target, list | tuple) else [target]:
         name = str(one) if isinstance(one, str | Path | Configured) else ""

@@ -23,13 +23,30 @@ class OutOfTime(BaseException):
 
 
 _AGAIN = 0.25  # seconds until it is raised once more, should it have been swallowed all the same
+_GRACE = 3.0  # seconds that a call into compiled code may still take before the process is ended
+
+# What ends the process, told of what was running and of the error: the command line sets it.
+LastResort = Callable[[str, ArchlintError], None]
+_last_resort: list[LastResort] = []
+
+
+@contextlib.contextmanager
+def last_resort(end: LastResort) -> Iterator[None]:
+    """While this is active, ``end`` is called, in another thread, where the limit passed and the
+    code does not come back to Python, so that nothing can be raised in it. It must not return."""
+    _last_resort.append(end)
+    try:
+        yield
+    finally:
+        _last_resort.remove(end)
 
 
 class limited:
     """Raise ArchlintError in what takes longer than ``seconds``, naming the line it was at.
 
-    Works where signals can be had (the main thread), between two instructions of Python: a call
-    into compiled code ends first. 0 and None are no limit.
+    Works where signals can be had (the main thread), between two instructions of Python. A call
+    into compiled code that does not end is left to :func:`last_resort`; one that also keeps
+    Python's lock cannot be stopped. 0 and None are no limit.
     """
 
     def __init__(self, seconds: float | None, what: str) -> None:
@@ -45,6 +62,11 @@ class limited:
             self.before = signal.signal(signal.SIGALRM, self._stop)
             self.started = time.monotonic()
             self.left = signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN)[0]
+            self.watch: threading.Timer | None = None
+            if _last_resort:
+                self.watch = threading.Timer(self.seconds + _GRACE, self._end, [_last_resort[-1]])
+                self.watch.daemon = True
+                self.watch.start()
 
     def _stop(self, _: int, frame: FrameType | None) -> None:
         if frame is not None and frame.f_code is limited.__exit__.__code__:
@@ -52,18 +74,28 @@ class limited:
         self.place = self.place or _place(frame)
         raise OutOfTime
 
+    def _end(self, end: LastResort) -> None:
+        main = threading.main_thread().ident
+        place = self.place or _place(sys._current_frames().get(main or 0))
+        end(self.what, self._error(f"{place}, in a call that cannot be interrupted"))
+
+    def _error(self, place: str) -> ArchlintError:
+        return ArchlintError(
+            f"{self.what} did not finish within {self.seconds:g} s{place}",
+            "raise the limit with --timeout",
+        )
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.active:
+            if self.watch is not None:
+                self.watch.cancel()
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.before)
             if self.left:  # somebody else's alarm goes on
                 left = max(self.left - time.monotonic() + self.started, 1e-3)
                 signal.setitimer(signal.ITIMER_REAL, left)
         if kind is OutOfTime:
-            raise ArchlintError(
-                f"{self.what} did not finish within {self.seconds:g} s{self.place}",
-                "raise the limit with --timeout",
-            ) from None
+            raise self._error(self.place) from None
 
 
 def _place(frame: FrameType | None) -> str:

@@ -384,6 +384,36 @@ def test_what_never_ends(tmp_path: Path, warm: None, name: str) -> None:
     assert "raise the limit with --timeout" in said
 
 
+STUCK = """
+    import ctypes
+
+    class Stuck(Net):
+        def forward(self, x):
+            lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+            library.pthread_mutex_lock(lock)
+            library.pthread_mutex_lock(lock)  # never comes back, whatever signal arrives
+            return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize("form", ["concise", "json"])
+def test_a_call_that_cannot_be_interrupted(tmp_path: Path, form: str) -> None:
+    """Ends the process, with what was found before."""
+    write(tmp_path, "net.py", NET + dedent(STUCK))
+    done = run(tmp_path, "net.py:Net(depth=20)", "net.py:Stuck(depth=3)", "net.py:Net(depth=21)",
+               "--timeout", "20", "--input", "x:2x64", "--format", form)  # fmt: skip
+    assert done.code == 2
+    assert "net.py:Stuck(depth=3) did not finish within 20 s: it was at net.py:" in done.err
+    assert "cannot be interrupted" in done.err
+    assert "ARC101" in done.out
+    assert "depth=21" not in done.out
+    if form == "json":
+        assert [t["target"] for t in json.loads(done.out)["targets"]] == [
+            "net.py:Net(depth=20)",
+            "net.py:Stuck(depth=3)",
+        ]
+
+
 WORKS = {
     "no_parameters": (
         "class Net(nn.Module):\n    def forward(self, x):\n        return torch.relu(x)"
