@@ -24,6 +24,7 @@ class OutOfTime(BaseException):
 
 _AGAIN = 0.25  # seconds until it is raised once more, should it have been swallowed all the same
 _GRACE = 3.0  # seconds that a call into compiled code may still take before the process is ended
+_PATIENCE = 20  # times as long that code may take in which something is raised, and swallowed
 
 # What ends the process, told of what was running and of the error: the command line sets it.
 LastResort = Callable[[str, ArchlintError], None]
@@ -62,19 +63,29 @@ class limited:
             self.before = signal.signal(signal.SIGALRM, self._stop)
             self.started = time.monotonic()
             self.left = signal.setitimer(signal.ITIMER_REAL, self.seconds, _AGAIN)[0]
-            self.watch: threading.Timer | None = None
+            self.ended, self.heard = threading.Event(), 0
             if _last_resort:
-                self.watch = threading.Timer(self.seconds + _GRACE, self._end, [_last_resort[-1]])
-                self.watch.daemon = True
-                self.watch.start()
+                threading.Thread(target=self._watch, args=_last_resort[-1:], daemon=True).start()
 
     def _stop(self, _: int, frame: FrameType | None) -> None:
         if frame is not None and frame.f_code is limited.__exit__.__code__:
             return  # what was limited has ended
         self.place = self.place or _place(frame)
+        self.heard += 1
         raise OutOfTime
 
-    def _end(self, end: LastResort) -> None:
+    def _watch(self, end: LastResort) -> None:
+        """End the process where the limit passed and no signal gets through to Python.
+
+        Code that swallows what is raised in it has longer: it may be raised at a better moment."""
+        wait = self.seconds
+        for _ in range(_PATIENCE):
+            heard, wait = self.heard, wait + _GRACE
+            if self.ended.wait(wait):
+                return
+            if self.heard == heard:
+                break
+            wait = 0.0
         main = threading.main_thread().ident
         place = self.place or _place(sys._current_frames().get(main or 0))
         end(self.what, self._error(f"{place}, in a call that cannot be interrupted"))
@@ -87,8 +98,7 @@ class limited:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.active:
-            if self.watch is not None:
-                self.watch.cancel()
+            self.ended.set()
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.before)
             if self.left:  # somebody else's alarm goes on

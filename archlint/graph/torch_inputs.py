@@ -265,6 +265,8 @@ def _deduced(model: nn.Module) -> Iterator[Example]:
             if key not in seen:
                 seen.add(key)
                 yield example
+        if source is _detector and seen and _is_detector(model):
+            return  # nothing else is a list of images
 
 
 _FEW = 8  # shapes to try for the first layers of a model that tells what its input is
@@ -344,8 +346,7 @@ def _image_channels(model: nn.Module) -> int | None:
 
 def _detector(model: nn.Module) -> Iterator[Example]:
     """torchvision's detectors: a list of images and, in training, boxes with labels."""
-    names = [p.name for p in parameters_of(model)]
-    if names[:2] != ["images", "targets"]:
+    if not _is_detector(model):
         return
     images = [Spec((3, 320, 320)) for _ in range(SAMPLES)]
     boxes = torch.tensor([[40.0, 40.0, 200.0, 160.0], [100.0, 80.0, 260.0, 300.0]])
@@ -358,6 +359,10 @@ def _detector(model: nn.Module) -> Iterator[Example]:
         ),
     }
     yield Example((images, [target] * SAMPLES))
+
+
+def _is_detector(model: nn.Module) -> bool:
+    return [p.name for p in parameters_of(model)][:2] == ["images", "targets"]
 
 
 _SIDES = (224, 32, 256, 64, 28, 128, 384, 299, 512, 96, 48, 16, 8)

@@ -38,10 +38,6 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.stack(kept) if kept else left
 
 
-# Numbers that roi_align holds at a time: torchvision's own stand-in takes all regions at once.
-_AT_ONCE = 2**24
-
-
 def roi_align(
     input: Tensor,
     boxes: Any,
@@ -52,8 +48,9 @@ def roi_align(
 ) -> Tensor:
     """Averages over regions [k, channels, rows, columns] of maps [n, channels, height, width].
 
-    ``boxes`` are [k, 5], the sample first, or a list of [k, 4] for each sample. As torchvision
-    computes it where its compiled operator is missing, some regions at a time.
+    ``boxes`` are [k, 5], the sample first, or a list of [k, 4] for each sample. Every bin averages
+    bilinear interpolations on a grid, which is a product of what is done along the height and along
+    the width; what lies more than a point outside counts as zero.
     """
     listed = (input, *boxes) if isinstance(boxes, list | tuple) else (input, boxes)
     if has_torch_function(listed):
@@ -64,13 +61,40 @@ def roi_align(
     whole: Any = sys.modules["torchvision.ops.roi_align"]
     regions = boxes if isinstance(boxes, Tensor) else whole.convert_boxes_to_roi_format(boxes)
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
-    samples = sampling_ratio**2 if sampling_ratio > 0 else input.shape[-1] * input.shape[-2]
-    each = max(input.shape[1] * rows * columns * samples, 1)
-    parts = [
-        whole._roi_align(input, part, spatial_scale, rows, columns, sampling_ratio, aligned)
-        for part in regions.split(max(_AT_ONCE // each, 1))
+    shift = 0.5 if aligned else 0.0
+    left, top, right, bottom = (regions[:, 1:] * spatial_scale - shift).unbind(1)
+    least = 0.0 if aligned else 1.0
+    down = _weights(top, bottom, rows, input.shape[2], sampling_ratio, least).to(input.dtype)
+    across = _weights(left, right, columns, input.shape[3], sampling_ratio, least).to(input.dtype)
+    pooled = [
+        torch.einsum("yh,chw,xw->cyx", down[k], input[int(regions[k, 0])], across[k])
+        for k in range(len(regions))
     ]
-    return torch.cat(parts) if parts else input.new_empty(0, input.shape[1], rows, columns)
+    return torch.stack(pooled) if pooled else input.new_empty(0, input.shape[1], rows, columns)
+
+
+def _weights(
+    first: Tensor, last: Tensor, bins: int, size: int, sampled: int, least: float
+) -> Tensor:
+    """What every place [size] counts in the average of every bin, [regions, bins, size].
+
+    ``sampled`` is the number of samples in a bin; 0 and less for one a point."""
+    if not len(first):
+        return first.new_zeros(0, bins, size)
+    length = (last - first).clamp(min=least)
+    samples = (length / bins).ceil() if sampled <= 0 else torch.full_like(length, sampled)
+    index = torch.arange(max(int(samples.max()), 1))
+    step = length / bins / samples.clamp(min=1)
+    start = first[:, None] + torch.arange(bins) * (length / bins)[:, None]
+    at = start[:, :, None] + (index + 0.5) * step[:, None, None]  # [regions, bins, samples]
+    counts = (at >= -1) & (at <= size) & (index < samples[:, None, None])
+    at = at.clamp(0, size - 1)
+    low = at.floor().long()
+    part = at - low
+    share = counts / samples.clamp(min=1)[:, None, None]
+    found = torch.zeros(*at.shape[:2], size, dtype=at.dtype)
+    found.scatter_add_(2, low, share * (1 - part))
+    return found.scatter_add_(2, (low + 1).clamp(max=size - 1), share * part)
 
 
 def grouped_mm_shape(input: Tensor, mat2: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
@@ -92,14 +116,15 @@ SHAPES = {"_grouped_mm": grouped_mm_shape}
 def spare_kernels() -> Iterator[None]:
     """Stand in for torchvision's operators where torchvision is loaded without them."""
     boxes: Any = sys.modules.get("torchvision.ops.boxes")
-    poolers: Any = sys.modules.get("torchvision.ops.poolers")
     extension: Any = sys.modules.get("torchvision.extension")
-    if boxes is None or poolers is None or extension is None or extension._has_ops():
+    if boxes is None or extension is None or extension._has_ops():
         yield
         return
-    before = boxes.nms, poolers.roi_align
-    boxes.nms, poolers.roi_align = nms, roi_align
-    try:
+    with contextlib.ExitStack() as stack:
+        users = ("torchvision.ops.poolers", "torchvision.models.detection.roi_heads")
+        replaced: list[tuple[Any, str, Any]] = [(boxes, "nms", nms)]
+        replaced += [(sys.modules[u], "roi_align", roi_align) for u in users if u in sys.modules]
+        for owner, name, stand_in in replaced:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, stand_in)
         yield
-    finally:
-        boxes.nms, poolers.roi_align = before
