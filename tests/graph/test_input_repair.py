@@ -217,3 +217,26 @@ def test_names_of_dimensions(dimension: str, size: int | None) -> None:
     model = Base()
     model.config = Config()  # type: ignore[assignment]
     assert Sizes(model).of(dimension) == size
+
+
+class FollowsMasks(nn.Module):
+    """Bounds slices by lengths out of masks and of tensors that are filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = x.shape[1] * self.layer(x).new_ones(x.shape[0], dtype=torch.long)
+        if (lengths > 4).all():
+            return torch.stack([row[: n // 2] for row, n in zip(x, lengths, strict=True)])
+        return x
+
+
+def test_numbers_that_follow_from_shapes_alone_are_known() -> None:
+    recording, example = record(FollowsMasks(), {"x": ((2, 6, 8), None)})
+    assert not any("real tensors" in note for note in recording.notes)
+    args, kwargs = example.drawn()
+    found = torch.fx.Interpreter(recording.module()).run(*args, *kwargs.values())
+    assert torch.equal(found[0], FollowsMasks()(*args, **kwargs))
+    assert found[0].shape == (2, 3, 8)

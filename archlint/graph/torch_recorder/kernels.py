@@ -66,11 +66,18 @@ def roi_align(
     least = 0.0 if aligned else 1.0
     down = _weights(top, bottom, rows, input.shape[2], sampling_ratio, least).to(input.dtype)
     across = _weights(left, right, columns, input.shape[3], sampling_ratio, least).to(input.dtype)
-    pooled = [
-        torch.einsum("yh,chw,xw->cyx", down[k], input[int(regions[k, 0])], across[k])
-        for k in range(len(regions))
-    ]
+    pooled = []
+    for k in range(len(regions)):
+        high, wide = _counted(down[k]), _counted(across[k])
+        part = input[int(regions[k, 0]), :, high, wide]
+        pooled.append(torch.einsum("yh,chw,xw->cyx", down[k][:, high], part, across[k][:, wide]))
     return torch.stack(pooled) if pooled else input.new_empty(0, input.shape[1], rows, columns)
+
+
+def _counted(weights: Tensor) -> slice:
+    """The places that count in any bin."""
+    places = weights.any(0).nonzero().flatten().tolist()
+    return slice(places[0], places[-1] + 1) if places else slice(0, 1)
 
 
 def _weights(
