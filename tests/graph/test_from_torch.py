@@ -370,3 +370,11 @@ def test_what_is_no_model_is_refused(made: Any) -> None:
         load_torch(lambda: made)
     with pytest.raises(ArchlintError):
         load_torch(made)
+
+
+def test_inputs_are_called_what_forward_calls_them() -> None:
+    """Although fx has its own name for what Python knows as ``input``."""
+    graph = load_torch(lambda: nn.Sequential(nn.Linear(8, 8)), {"input": ((2, 8), None)})
+    assert graph.inputs == ("input",)
+    assert any("input input assumed" in note
+               for note in load_torch(lambda: nn.Sequential(nn.Linear(8, 8))).notes)  # fmt: skip

@@ -366,11 +366,12 @@ class Lowerer:
     def run(self) -> LayerGraph:
         """The layer graph."""
         outputs: list[str] = []
+        names = iter(self.recording.names)
         for node in self.recording.graph.nodes:
             if node.op == "placeholder":
                 val = node.meta["val"]
                 shape, dtype = tuple(val.shape), dtype_name(val.dtype)
-                self.env[node] = V(self.builder.input(node.name, shape, dtype), shape, dtype)
+                self.env[node] = V(self.builder.input(next(names), shape, dtype), shape, dtype)
             elif node.op == "get_attr":
                 self.env[node] = self._attribute(node)
             elif node.op == "output":

@@ -1036,7 +1036,9 @@ def record_forward(
         elements = getattr(tensor, "_archlint_elements", None)
         if elements is not None:
             recorder.known[id(given)] = elements
-        names.append(node.name)
+        # fx avoids names such as `input` that Python has taken; the user's flag says `input`
+        wanted = str(node.target)
+        names.append(node.name if wanted in names else wanted)
         return given
 
     position_names = _parameter_names(model, len(args))
