@@ -46,6 +46,7 @@ def repaired(
     text = str(problem)
     yield from _with_missing(model, example, frames, text, named)
     yield from _without_surplus(example, text)
+    yield from _as_told(model, example, text)
     yield from _unpacked(model, example, frames, text)
     yield from _retyped(example, text)
     yield from _fitting(example, problem, for_layer)
@@ -227,6 +228,23 @@ def _reshaped(spec: Spec, shape: Sequence[int]) -> Spec | None:
 def _specs(example: Example) -> list[Spec]:
     leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
     return [leaf for leaf in leaves if isinstance(leaf, Spec)]
+
+
+def _as_told(model: nn.Module, example: Example, text: str) -> Iterator[Example]:
+    """In the shape that the message asks for: ``a 5D tensor of shape (batch, 2, channels, …)``."""
+    sizes = Sizes(model)
+    for told in re.findall(r"shape:? [(\[]([^)\]]*)[)\]]", text)[:2]:
+        shape = [n for part in told.split(",") if (n := sizes.of(part)) is not None]
+        if len(shape) < 2 or len(shape) != told.count(",") + 1:
+            continue
+        for one in _specs(example):
+
+            def reshaped(spec: Spec, one: Spec = one, shape: list[int] = shape) -> Spec | None:
+                return _reshaped(spec, shape) if spec is one else None
+
+            changed = _changed(example, reshaped)
+            if changed is not None:
+                yield changed
 
 
 def _unpacked(

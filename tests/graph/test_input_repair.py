@@ -97,6 +97,19 @@ class AssertsMultiples(InMultiples):
         return self.layer(x.reshape(x.shape[0], 1, x.shape[-1]))
 
 
+class TellsItsShape(nn.Module):
+    """Says what shape it wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 5:
+            raise ValueError("a 5D tensor of shape (batch_size, 2, num_channels, height, width)")
+        return self.layer(x[:, 0]) + self.layer(x[:, 1])
+
+
 class OfOneSide(nn.Module):
     """Compares a side with its own."""
 
@@ -153,7 +166,7 @@ def test_missing_tensors_are_added(kind: type[nn.Module], names: list[str]) -> N
     ("kind", "fits"),
     [(Unpacks, lambda s: len(s) == 5 and s[2] == 3), (InMultiples, lambda s: s[-1] % 50 == 0),
      (AssertsMultiples, lambda s: s[-1] % 50 == 0), (OfOneSide, lambda s: s[2:] == (100, 100)),
-     (LooksUp, lambda s: True)],
+     (LooksUp, lambda s: True), (TellsItsShape, lambda s: s[1:3] == (2, 3))],
 )  # fmt: skip
 def test_shapes_are_mended(kind: type[nn.Module], fits: Any) -> None:
     recording, example = record(kind())

@@ -20,6 +20,7 @@ from torch import fx, nn
 from archlint.graph.from_torch import load_torch, record
 from archlint.graph.model import LayerGraph, verify
 from archlint.graph.torch_recorder.recorder import tensors_in
+from archlint.probe.execute import Program, load_parameters
 from archlint.user_code import limited
 from tests.models import zoo
 
@@ -74,6 +75,44 @@ def _executes_equally(entry: zoo.Entry, mode: Any) -> None:
             continue
         size = expected.abs().max()
         assert (expected - actual).abs().max() <= 1e-6 * size
+
+
+def _layer_graph_executes_equally(entry: zoo.Entry, mode: Any) -> None:
+    """The layer graph gives what the model gives, in double precision, from the same seed."""
+    torch.manual_seed(0)
+    model: nn.Module = entry.build().double().train(mode == "train")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = load_torch(model, entry.inputs, mode)
+    _, example = record(model, entry.inputs, mode)
+    args, kwargs = example.drawn()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        wanted = [t for _, t in tensors_in(model(*args, **kwargs))]
+        model.load_state_dict(before)
+        program = Program(graph, torch.float64)
+        torch.manual_seed(1)
+        given = [t for _, t in tensors_in(example.drawn())]
+        found = program.run(load_parameters(program.parameters), given)
+    assert len(graph.outputs) == len(wanted)
+    for id, expected in zip(graph.outputs, wanted, strict=True):
+        if expected.is_floating_point():
+            assert (found[id] - expected).abs().max() <= 1e-6 * expected.abs().max()
+        else:
+            assert torch.equal(found[id].to(expected.dtype), expected)
+
+
+FAST = ("timm:test_maxvit", "transformers:vit", "x-transformers:decoder", "vit-pytorch:cct")
+
+
+@pytest.mark.parametrize(
+    "id", [pytest.param(id, marks=[] if id in FAST else pytest.mark.slow) for id in SAMPLE]
+)
+def test_layer_graph_of_sample_executes_equally(id: str) -> None:
+    _layer_graph_executes_equally(_entry(id), "eval")
 
 
 @pytest.mark.slow
