@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from archlint.finding import Finding, NotApplicable, Severity, Site
@@ -143,8 +143,8 @@ class ActivationGainMismatch(Rule):
         known = present_initializer(layers)
         message = (
             f"the weights of {plural(len(wrong), 'layer')} ({stretch(modules)}) have "
-            f"{number(ratio)} times the variance that {op} needs: the squared length changes by "
-            f"{factor(drift)} over the stretch."
+            f"{_between([r for _, r in wrong])} times the variance that {op} needs: the squared "
+            f"length changes by {factor(drift)} over the stretch."
         ) + (f" They look like {known}." if known else "")
         return self.finding(
             Severity.WARNING, message, collapsed(modules), modules=modules, count=len(wrong),
@@ -177,6 +177,12 @@ class ActivationGainMismatch(Rule):
             # The right scale, and yet no stable length (GELU, SiLU): the scale is not the cause.
             return None
         return ratio
+
+
+def _between(ratios: Sequence[float]) -> str:
+    """One number where all are alike, else the least and the largest."""
+    least, most = min(ratios), max(ratios)
+    return number(least) if most <= 1.02 * least else f"{number(least)} to {number(most)}"
 
 
 def _initialised(analysis: Analysis, layer: Layer) -> tuple[tuple[Site, str], ...]:

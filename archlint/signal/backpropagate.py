@@ -10,6 +10,7 @@ import numpy as np
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.signal.backward.normalisation import channel_variations
+from archlint.signal.dependence import Dependence
 from archlint.signal.gradient import (
     BACKWARD,
     MOST_ORIGINS,
@@ -118,7 +119,9 @@ def _hand_on(
     elif all(g.second_moment is None for g in gradients) or node.op not in BACKWARD:
         results = [UNKNOWN_GRADIENT] * len(node.inputs)
     else:
-        results = BACKWARD[node.op](Back(graph, node, signals, {}, gradients, variations))
+        results = BACKWARD[node.op](
+            Back(graph, node, signals, Dependence(graph), gradients, variations)
+        )
     for i, (value, want) in enumerate(zip(node.inputs, wanted, strict=True)):
         g = results[i] if i < len(results) else None
         if not want or value is None:

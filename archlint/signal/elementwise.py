@@ -247,7 +247,7 @@ def _product_groups(a: Signal, b: Signal) -> tuple[frozenset[str], ...]:
 
 def _dependent(step: Step) -> bool:
     """Whether the two inputs are functions, element by element, of one random tensor."""
-    return (step.same_basis(0, 1) and step.signal(0).sample_correlation != 1.0
+    return (step.depend(0, 1) and step.signal(0).sample_correlation != 1.0
             and step.signal(1).sample_correlation != 1.0)  # fmt: skip
 
 
@@ -259,7 +259,9 @@ def _add(step: Step) -> Signal:
     if step.node.op == "add" and (whole := rotated(step)) is not None:
         return whole
     if _dependent(step):
-        return Signal(roles=step.signal(0).roles)
+        return _of_dependent(step)
+    if (centred := _centred(step)) is not None:
+        return centred
     a, b = aligned(step, 0), aligned(step, 1)
     for i in (0, 1):
         number = step.constant(i)
@@ -271,6 +273,39 @@ def _add(step: Step) -> Signal:
             if not shown.second_moment:  # a mask alone
                 return added(a, b, sign).but(shared=step.signal(1 - i).shared)
     return added(a, b, sign)
+
+
+def _of_dependent(step: Step) -> Signal:
+    """a ± b of tensors with a common source: exact where they are sums of tensors that are
+    uncorrelated but for their means, or where weights that only one contains decide its sign."""
+    a, b = step.value(0), step.value(1)
+    assert a is not None
+    assert b is not None
+    sign = 1.0 if step.node.op == "add" else -1.0
+    if step.dependence.separated(a, b, step.signals):
+        return added(aligned(step, 0), aligned(step, 1), sign)
+    terms = step.dependence.terms(step.node, step.signals)
+    if terms is None:
+        return Signal(roles=step.signal(0).roles)
+    (first, factor), *rest = terms
+    total = scaled(step.signals.get(first, UNKNOWN_SIGNAL), factor)
+    for value, factor in rest:
+        total = added(total, scaled(step.signals.get(value, UNKNOWN_SIGNAL), factor))
+    return total
+
+
+def _centred(step: Step) -> Signal | None:
+    """x − m with m the mean of x over some axes: E(x − m)² = E x² − E m², since x·m averages to m².
+    None for anything else."""
+    mean = step.graph.producer.get(step.value(1) or "")
+    if step.node.op != "sub" or mean is None or mean.op != "reduce_mean":
+        return None
+    x, m = step.signal(0), step.signal(1)
+    if mean.inputs[0] != step.value(0) or not mean.attributes.get("keepdims"):
+        return None
+    if x.second_moment is None or m.second_moment is None or x.mean is None:
+        return Signal(roles=x.roles)
+    return Signal(0.0, max(x.second_moment - m.second_moment, 0.0), odd_in=x.odd_in, roles=x.roles)
 
 
 def scaled(x: Signal, factor: float) -> Signal:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from archlint.signal.affine import multiplied_matrices
+from archlint.signal.elementwise import joined
 from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Role, Signal
 from archlint.signal.transfer import (
     Step,
@@ -24,9 +26,8 @@ from archlint.signal.transfer import (
 Shape = tuple[int | None, ...]
 
 
-@transfers("identity", "cast", "flip", "reverse_sequence", "roll", "triangle", "channel_shuffle",
-           "sort", "scatter_elements", "scatter_nd", "index_put", "compress", "dynamic_slice",
-           "weight_norm")  # fmt: skip
+@transfers("identity", "flip", "reverse_sequence", "roll", "channel_shuffle", "sort", "compress",
+           "dynamic_slice", "weight_norm")  # fmt: skip
 def _same(step: Step) -> tuple[Signal, ...]:
     """The elements stay what they are; further outputs hold positions."""
     x = step.signal(0)
@@ -34,6 +35,103 @@ def _same(step: Step) -> tuple[Signal, ...]:
     if step.node.op in ("flip", "reverse_sequence", "roll", "triangle", "sort") or shape != out:
         x = x.but(profile={})
     return (x, *(UNKNOWN_SIGNAL for _ in step.node.outputs[1:]))
+
+
+@transfers("cast")
+def _cast(step: Step) -> Signal:
+    """Another type of number. Whole numbers are the real ones no longer."""
+    values = step.graph.values
+    before, after = values[step.value(0) or ""].dtype, values[step.node.outputs[0]].dtype
+    x = step.signal(0)
+    whole = after is not None and after.startswith(("int", "uint", "bool"))
+    if whole and before is not None and "float" in before:
+        return Signal(roles=x.roles)
+    return x
+
+
+@transfers("triangle")
+def _triangle(step: Step) -> Signal:
+    """Zeros above or below a diagonal: the moments of what is left, times its share."""
+    x, shape = step.signal(0), step.shape(0)
+    if shape is None or len(shape) < 2 or (rows := shape[-2]) is None or (n := shape[-1]) is None:
+        return Signal(roles=x.roles)
+    shift = int(step.number("diagonal"))
+    kept = np.tri(rows, n, shift - 1 if step.attribute("upper") else shift)
+    share = float(kept.mean())
+    share = 1 - share if step.attribute("upper") else share
+    if share == 1.0 or x.second_moment is None:
+        return x
+    return Signal(product(x.mean, share), x.second_moment * share, odd_in=x.odd_in,
+                  one_sided=x.one_sided, roles=x.roles)  # fmt: skip
+
+
+@transfers("scatter_elements", "scatter_nd", "index_put")
+def _written(step: Step) -> Signal:
+    """A tensor that is written to at some places, or has something added there.
+
+    Exact by the share of the places where these are known and none is met twice; where they depend
+    on data only what holds of the old and the new elements alike is known.
+    """
+    x = step.signal(0)
+    put = step.node.op == "index_put"
+    new = step.signal(1 if put else 2)
+    reduction = str(step.node.attributes.get("reduction", "none"))
+    adds = bool(step.node.attributes.get("accumulate")) or reduction == "add"
+    if adds:
+        if new.second_moment == 0:
+            return x.but(profile={})
+        if x.second_moment != 0:
+            return Signal(roles=x.roles)
+    elif reduction != "none":
+        return Signal(roles=x.roles)
+    share, once = _places(step)
+    if share is None or (adds and not once):
+        alike = joined(x, new)
+        return Signal(roles=x.roles) if adds else alike.but(roles=x.roles, odd_in=(), spread=None)
+    if share in (0.0, 1.0):
+        return (new if share else x).but(roles=x.roles, profile={}, parts=())
+    if None in (x.mean, x.second_moment, new.mean, new.second_moment):
+        return Signal(roles=x.roles)
+    return Signal(
+        (1 - share) * (x.mean or 0.0) + share * (new.mean or 0.0),
+        (1 - share) * (x.second_moment or 0.0) + share * (new.second_moment or 0.0),
+        roles=x.roles,
+    )
+
+
+def _places(step: Step) -> tuple[float | None, bool]:
+    """Which share of a tensor's elements is written, and whether each is at most once; None where
+    the places depend on data."""
+    shape = step.shape(0)
+    if shape is None or None in shape:
+        return None, False
+    sizes = tuple(n or 0 for n in shape)
+    start, end = (2, len(step.node.inputs)) if step.node.op == "index_put" else (1, 2)
+    found = [step.constant(i) for i in range(start, end)]
+    if not found or math.prod(sizes) == 0:
+        return None, False
+    indices = [np.asarray(index) for index in found if index is not None]
+    if len(indices) < len(found):
+        return None, False
+    if step.node.op == "scatter_nd":
+        indices = list(np.moveaxis(indices[0], -1, 0))
+    elif step.node.op == "scatter_elements":
+        grid: list[Any] = list(np.indices(indices[0].shape, sparse=True))
+        grid[int(step.number("axis")) % len(sizes)] = indices[0]
+        indices = grid
+    elif any(index.dtype.kind == "b" for index in indices):
+        if len(indices) > 1:
+            return None, False
+        return float(indices[0].mean()), True
+    lead = sizes[: len(indices)]
+    try:
+        places = np.ravel_multi_index(
+            tuple(np.broadcast_arrays(*(i % n for i, n in zip(indices, lead, strict=True)))), lead
+        ).reshape(-1)
+    except ValueError:
+        return None, False
+    different = np.unique(places).size
+    return different / math.prod(lead), different == places.size
 
 
 def regrouped(made: Sequence[Factors], after: Sequence[int]) -> tuple[Factors, ...] | None:
@@ -400,7 +498,7 @@ def _columns(
         return multiplied_matrices(x, part, shape, cut, len(shape))
     if node.op != "pad" or str(node.attributes.get("mode", "constant")) != "constant":
         return None
-    padding = Step(step.graph, node, step.signals, step.basis).ints("padding")
+    padding = Step(step.graph, node, step.signals, step.dependence).ints("padding")
     begin = padding[axis]
     if any(n for a, n in enumerate(padding) if a % len(shape) != axis) or begin < 0:
         return None

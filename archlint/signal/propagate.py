@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from archlint.graph.model import LayerGraph, Node, Value
-from archlint.graph.ops import OPS
+from archlint.signal.dependence import Dependence
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import TRANSFER, Step, of_constant, of_parameter
 
@@ -15,16 +15,10 @@ _FAMILIES = ("affine", "attention", "elementwise", "layout", "normalisation", "p
 for _family in _FAMILIES:
     import_module(f"archlint.signal.{_family}")
 
-# Ops after which an element is still a function of one element (up to its place) of the same
-# random tensor: two such tensors depend on each other beyond their means.
-_ELEMENTWISE = frozenset(
-    {"activation", "arithmetic", "layout", "random", "normalisation", "softmax"}
-)
 # Ops whose output has the input's axes, so that what two features share stays as it is.
 _KEEP_AXES = frozenset({"matmul", "einsum", "transpose", "identity", "cast", "neg", "mul", "div",
                         "slice", "split", "dropout", "softmax", "add", "masked_fill",
                         "where"})  # fmt: skip
-_MIXING = frozenset({"concat", "stack", "where", "index_put", "scatter_nd", "scatter_elements"})
 
 
 def of_input(value: Value) -> Signal:
@@ -46,7 +40,7 @@ def propagate(graph: LayerGraph) -> Mapping[str, Signal]:
     One pass in execution order; cost linear in the number of nodes.
     """
     signals: dict[str, Signal] = {}
-    basis: dict[str, str] = {}
+    dependence = Dependence(graph)
     for value in graph.values.values():
         if value.parameter is not None:
             signals[value.id] = of_parameter(graph.parameters[value.parameter])
@@ -55,18 +49,18 @@ def propagate(graph: LayerGraph) -> Mapping[str, Signal]:
     for id in graph.inputs:
         signals[id] = of_input(graph.values[id])
     for node in graph.nodes:
-        _follow(graph, node, signals, basis)
+        _follow(graph, node, signals, dependence)
     return signals
 
 
 def _follow(
-    graph: LayerGraph, node: Node, signals: dict[str, Signal], basis: dict[str, str]
+    graph: LayerGraph, node: Node, signals: dict[str, Signal], dependence: Dependence
 ) -> None:
     """Add the signals of a node's outputs."""
     transfer = TRANSFER.get(node.op)
     results: tuple[Signal, ...] = ()
     if transfer is not None:
-        found = transfer(Step(graph, node, signals, basis))
+        found = transfer(Step(graph, node, signals, dependence))
         results = (found,) if isinstance(found, Signal) else tuple(found)
     for i, out in enumerate(node.outputs):
         result = results[i] if i < len(results) else UNKNOWN_SIGNAL
@@ -75,13 +69,7 @@ def _follow(
         if result.shared and node.op not in _KEEP_AXES:
             result = result.but(shared={})
         signals[out] = result
-    first = node.inputs[0] if node.inputs else None
-    known = node.op in OPS and OPS[node.op].kind in _ELEMENTWISE and node.op not in _MIXING
-    if first is None or not known or _picks_features(node, signals.get(first, UNKNOWN_SIGNAL)):
-        return
-    source = _source(graph, node, signals)
-    if source is not None:
-        basis.update((out, basis.get(source, source)) for out in node.outputs)
+    dependence.follow(node, signals)
 
 
 def _with_parts(
@@ -115,25 +103,3 @@ def _gone(node: Node) -> tuple[int, ...]:
     if node.op.startswith("reduce_") and not kept and isinstance(axes, tuple):
         return tuple(a for a in axes if isinstance(a, int))
     return ()
-
-
-def _picks_features(node: Node, x: Signal) -> bool:
-    """Whether a node takes some features: two such parts are different elements."""
-    if node.op == "split" or node.op == "select_index":
-        axes: object = (node.attributes["axis"],)
-    elif node.op == "slice":
-        axes = node.attributes["axes"]
-    else:
-        return False
-    if not isinstance(axes, tuple):
-        return False
-    return any(a < len(x.roles) and x.roles[a] == "feature" for a in axes if isinstance(a, int))
-
-
-def _source(graph: LayerGraph, node: Node, signals: Mapping[str, Signal]) -> str | None:
-    """The one input that an elementwise node's output is a function of; None where it mixes two."""
-    carriers = [
-        v for v in node.inputs
-        if v is not None and graph.values[v].parameter is None and graph.values[v].constant is None
-    ]  # fmt: skip
-    return carriers[0] if len(carriers) == 1 else None

@@ -14,6 +14,7 @@ import numpy as np
 
 from archlint.graph.model import Array, LayerGraph, Node, Parameter
 from archlint.graph.ops import attribute
+from archlint.signal.dependence import Dependence
 from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Group, Role, Signal
 
 Transfer = Callable[["Step"], "Signal | Sequence[Signal]"]
@@ -35,13 +36,12 @@ def transfers(*ops: str) -> Callable[[Transfer], Transfer]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node with the signals of its inputs. ``basis`` maps a value to the affine op, input or
-    other mixing op that its elements are an elementwise function of."""
+    """One node with the signals of its inputs, and what these have in common."""
 
     graph: LayerGraph
     node: Node
     signals: Mapping[str, Signal]
-    basis: Mapping[str, str]
+    dependence: Dependence
 
     def signal(self, i: int) -> Signal:
         """The signal of input ``i``; unknown where it is left out."""
@@ -90,10 +90,10 @@ class Step:
             raise TypeError(f"{self.node.op}.{name} is {value!r}")
         return tuple(int(n) for n in value if not isinstance(n, str | tuple))
 
-    def same_basis(self, i: int, j: int) -> bool:
-        """Whether two inputs are elementwise functions of the same mixing op's output."""
+    def depend(self, i: int, j: int) -> bool:
+        """Whether two inputs are functions, element by element, of the same random numbers."""
         a, b = self.value(i), self.value(j)
-        return a is not None and b is not None and self.basis.get(a, a) == self.basis.get(b, b)
+        return a is not None and b is not None and self.dependence.common(a, b)
 
 
 def factors(x: Signal, shape: tuple[int | None, ...] | None) -> tuple[Factors, ...] | None:

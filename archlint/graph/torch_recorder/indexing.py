@@ -306,7 +306,10 @@ def index_add(c: Call, input: V, dim: int, index: V, source: Any, alpha: float =
     if alpha != 1:
         updates = c.emit("mul", [updates, c.number(alpha)], shape)
     lead = tuple(index.shape[0] if i == axis else 1 for i in range(input.rank))
-    places = c.expand(c.reshape(index, lead), shape)
+    if index.elements is not None:
+        places = c.array(index.elements.reshape(lead).expand(shape))
+    else:
+        places = c.expand(c.reshape(index, lead), shape)
     return c.emit(
         "scatter_elements",
         [input, places, updates],
