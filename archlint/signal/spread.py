@@ -121,8 +121,8 @@ def _shape_of(skew: float) -> float:
         return _LEAST if i == 0 else _MOST
     low, high = float(at[i - 1]), float(at[i])
     below, above = float(known[i - 1]) - skew, float(known[i]) - skew
-    middle = high
-    for _ in range(40):  # false position; an end that stays counts half
+    middle, side = high, 0
+    for _ in range(40):  # false position; an end that stays again counts half
         if high - low < 1e-14 or not above:
             break
         middle = (low * above - high * below) / (above - below)
@@ -131,9 +131,10 @@ def _shape_of(skew: float) -> float:
         if abs(off) < 4e-15:
             break
         if off < 0:
-            low, below, above = middle, off, above / 2
+            low, below, above = middle, off, above / 2 if side < 0 else above
         else:
-            high, above, below = middle, off, below / 2
+            high, above, below = middle, off, below / 2 if side > 0 else below
+        side = -1 if off < 0 else 1
     return math.exp(middle)
 
 
