@@ -35,6 +35,7 @@ from archlint.signal.activations import IDENTITY, Activation, activation
 from archlint.signal.dominators import carriers
 from archlint.signal.gaussian import (
     Floats,
+    Function,
     hermite_coefficients,
     nodes_and_weights,
 )
@@ -97,7 +98,9 @@ class Fluctuation:
 
     def settled(self) -> Fluctuation:
         """With all that is new written into the law."""
-        return replace(self, law=self.own, fresh=0.0, mask=_UNMASKED)
+        if not self.fresh and self.mask is _UNMASKED:
+            return self
+        return Fluctuation(self.root, self.elasticity, self.own, 0.0, self.kurtosis, self.peak)
 
 
 Known = Fluctuation | None
@@ -215,7 +218,7 @@ class Lengths:
         readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
         if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
             self.chain.add(value, f)
-            f = replace(f.settled(), root=value, elasticity=1.0, law=CERTAIN)
+            f = Fluctuation(value, 1.0, CERTAIN, 0.0, f.kurtosis, f.peak)
         self.state[value] = f
 
     def signal(self, value: str | None) -> Signal:
@@ -406,7 +409,7 @@ def affine(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     shift = at.graph.parameter(node.inputs[2]) if len(node.inputs) > 2 else None
     kurtosis = 3 + (1 - bias) ** 2 * excess_of(law) * f.peak / max(taps, 1.0)
     kurtosis += bias**2 * excess_of(shift.law if shift is not None else None)
-    same = alike.over(lambda c: chance(c, count.fan_in))
+    same = 1.0 if alike.places <= 1 else alike.over(lambda c: chance(c, count.fan_in))
     fresh, more = count.width / same, CERTAIN
     if law is not None and law.family == "orthogonal":
         whole = max(count.width, count.fan_in)
@@ -452,7 +455,7 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
         return None
     e = length_elasticity(phi, x.mean, variance)
     m = phi.moments(x.mean, variance)
-    if not m.second_moment > 0:
+    if not m.second_moment > _LEAST:
         return None
     kurtosis = m.fourth_moment / m.second_moment**2 * f.kurtosis / 3
     if negative_slope(phi) == 0.0 and x.mean == 0.0:
@@ -462,7 +465,7 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if law is None:
         return None
     before = f.own
-    if phi.homogeneous or before.variance < _CURVED:
+    if phi.homogeneous or before.variance < CURVED:
         passed = before.raised(e)
     else:  # by the curve itself: far from the mean the length grows otherwise
         passed, e = before.through(length_curve(phi, x.mean, variance))
@@ -471,27 +474,26 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
                        kurtosis / (width + kurtosis - 1))  # fmt: skip
 
 
-_CURVED = 0.02  # Var ln M from which on the curvature of ln E φ² in ln M matters
+_LEAST = 1e-140  # a second moment below has no square
+CURVED = 0.02  # Var ln M from which on the curvature of ln E φ² in ln M matters
 
 
 def length_curve(phi: Activation, mean: float, variance: float) -> Callable[[Floats], Floats]:
     """x ↦ ln E φ(z)²/E φ(z₀)² for z = z₀·e^(x/2)."""
-    return _curve(lambda r: phi.moments(mean * math.sqrt(r), variance * r).second_moment)
+    return lambda x: _curve(phi.function, phi, mean, variance, x)
 
 
 def slope_curve(phi: Activation, mean: float, variance: float) -> Callable[[Floats], Floats]:
     """x ↦ ln E φ′(z)²/E φ′(z₀)² for z = z₀·e^(x/2)."""
-    return _curve(lambda r: phi.moments(mean * math.sqrt(r), variance * r).slope)
+    return lambda x: _curve(phi.derivative, phi, mean, variance, x)
 
 
-def _curve(of: Callable[[float], float]) -> Callable[[Floats], Floats]:
-    level = of(1.0)
-
-    def curve(x: Floats) -> Floats:
-        values = [of(math.exp(min(v, 60.0))) for v in x.tolist()]
-        return np.log(np.maximum(np.array(values) / level, 1e-300))
-
-    return curve
+def _curve(f: Function, phi: Activation, mean: float, variance: float, x: Floats) -> Floats:
+    deviation = math.sqrt(variance)
+    z, w = nodes_and_weights(phi.standard_kinks(mean, deviation))
+    scale = np.exp(np.minimum(np.append(x, 0.0), 60.0) / 2)
+    values = np.square(f(scale[:, None] * (mean + deviation * z))) @ w
+    return np.asarray(np.log(np.maximum(values[:-1] / values[-1], 1e-300)), np.float64)
 
 
 def _over_draws(
@@ -579,6 +581,8 @@ def effective_width(
     if series is None:
         return None
     one = float(series.sum())
+    if alike.places <= 1:
+        return float(width) if one > 0 else math.inf
     pair = alike.over(lambda c: polyval(normal_correlations(c, mean, variance), series))
     return width * one / pair if one > 0 and pair > 1e-12 * one else math.inf
 
@@ -590,7 +594,7 @@ def _squares(phi: Activation, mean: float, variance: float) -> Floats | None:
     Hermite coefficients of φ² but for what lies along those of z²."""
     deviation = math.sqrt(variance)
     m = phi.moments(mean, variance)
-    if not (m.second_moment > 0 and math.isfinite(m.fourth_moment)):
+    if not (m.second_moment > _LEAST and math.isfinite(m.fourth_moment)):
         return None
     series = hermite_coefficients(
         lambda z: phi.function(mean + deviation * z) ** 2, phi.standard_kinks(mean, deviation)

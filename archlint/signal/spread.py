@@ -138,7 +138,7 @@ def _shape_of(skew: float) -> float:
     return math.exp(middle)
 
 
-_FEW = 41  # where every point costs an integral
+_FEW = 25  # where every point costs an integral
 
 
 @lru_cache(maxsize=16384)

@@ -12,6 +12,7 @@ from scipy import special, stats
 from torch import nn
 
 from archlint.graph.from_torch import load_torch
+from archlint.initialization.distribution import normal
 from archlint.signal.activations import activation
 from archlint.signal.analysis import analyse
 from archlint.signal.criticality import critical
@@ -20,11 +21,13 @@ from archlint.signal.spread import (
     LogLaw,
     chance_of_loss,
     digamma_of,
+    normal_law,
     rectified_law,
     tetragamma_of,
     trigamma_of,
     variance_of_log,
 )
+from tests.papers.networks import Initializer, stack_graph
 from tests.rules.models import Residual, he, mlp
 
 
@@ -123,3 +126,13 @@ def test_no_scale_rescues_a_squashing_stack(op: str) -> None:
     phi = activation(op, {})
     assert phi is not None
     assert critical(phi) is None
+
+
+@pytest.mark.parametrize("op", ["relu", "gelu", "tanh"])
+def test_lengths_that_all_but_vanish(op: str) -> None:
+    """What underflows when squared has no spread, and ends nothing."""
+    tiny = Initializer("tiny", lambda i, o: normal(1e-60))
+    graph = stack_graph([8] * 9, tiny, output=1, activation=op)
+    signals = analyse(graph).signals
+    assert signals["z0"].spread == pytest.approx(normal_law(8).variance, rel=0.2)
+    assert all(s.spread is None or math.isfinite(s.spread) for s in signals.values())

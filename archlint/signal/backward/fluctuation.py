@@ -33,6 +33,7 @@ from archlint.signal.activations import Activation, activation
 from archlint.signal.backpropagate import Edges
 from archlint.signal.dominators import carriers
 from archlint.signal.fluctuation import (
+    CURVED,
     Chain,
     Fluctuation,
     Lengths,
@@ -149,8 +150,9 @@ class Gradients:
             a = g.follows
             law += LogLaw(a * a * forward.variance, 0.0, a**3 * forward.third)
         self.total[value] = law
-        g = replace(g, alike=g.alike.profiled(self.lengths.axes(
-            value, self.edges.profiles.get(value, {}))))  # fmt: skip
+        profile = self.edges.profiles.get(value)
+        if profile:
+            g = replace(g, alike=g.alike.profiled(self.lengths.axes(value, profile)))
         self.state[value] = g.gradient
         self.pairs[value] = g.alike
         if g.excess != 1.0:
@@ -242,7 +244,7 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         return None
     taps = max(count.fan_out / count.width, 1.0)
     kurtosis = 3 + excess_of(law) * g.gradient.peak / taps
-    same = alike.over(lambda c: chance(c, count.fan_out))
+    same = 1.0 if alike.places <= 1 else alike.over(lambda c: chance(c, count.fan_out))
     if lean is not None:
         alike, same = _leaning(at, value, alike, lean, width, same)
     fresh, more = width / same, CERTAIN
@@ -302,7 +304,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         return None
     variance = x.variance or 0.0
     m = phi.moments(x.mean, variance)
-    if variance <= 0 or not m.slope > 0 or not math.isfinite(m.slope_fourth):
+    if variance <= 0 or not m.slope > 1e-140 or not math.isfinite(m.slope_fourth):
         return None
     near = m.slope_fourth / m.slope**2
     share = _shared(phi, x.mean, variance, forward, g.alike)
@@ -312,7 +314,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     if not phi.homogeneous:
         d = slope_elasticity(phi, x.mean, variance)
         before = at.lengths.total.get(node.inputs[0] or "")
-        if before is not None and before.variance > 0:
+        if before is not None and before.variance > CURVED:
             e = before.through(length_curve(phi, x.mean, variance))[1]
             steepness, d = before.through(slope_curve(phi, x.mean, variance))
             less = steepness.deficit
@@ -337,6 +339,9 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
 def _shared(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> float:
     """The mean over pairs of positions of (1 + 2c²)(μ − 1) over its value 3(μ(1) − 1) for one, with
     c the gradient's correlation and μ = E φ′²φ′²/(E φ′²)² of the pair."""
+    if forward.places <= 1:
+        m = phi.moments(mean, variance)
+        return 1.0 if m.slope_fourth > m.slope**2 * (1 + 1e-12) else 0.0
     series = _slope_series(phi, mean, variance)[1]
     whole = 3 * (float(series.sum()) - 1)
     if whole <= 0:
