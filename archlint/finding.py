@@ -164,11 +164,12 @@ class Training:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Training as a finding's network is, and as the finding's remedy makes it. ``remark`` says why
-    one of them is missing."""
+    one of them is missing; ``decides``: it gave the finding its verdict, not the figure."""
 
     found: Training | None
     remedied: Training | None = None
     remark: str = ""
+    decides: bool = False
 
 
 @dataclass(frozen=True, slots=True)

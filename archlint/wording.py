@@ -40,18 +40,22 @@ def probed(finding: Finding) -> str:
     found, claim = finding.measurement, finding.claim
     if finding.verdict is None or found is None or claim is None:
         return ": ".join(t for t in (finding.verdict, found.remark if found else "") if t)
+    said = f"{finding.verdict}"
+    decides = finding.trial is not None and finding.trial.decides
+    if decides:
+        said += " by training; measured"
     form = number if "spread" in claim.statistic or claim.statistic == "reach" else factor
     if found.high is not None and "difference" in claim.statistic and found.high < _NOTHING:
         return f"{finding.verdict}: there is none in {plural(found.draws, 'draw')}"
     if found.figure is None or found.low is None or found.high is None:
-        text = f"{finding.verdict}: {found.remark or 'not measured'}"
+        text = f"{said}: {found.remark or 'not measured'}"
     else:
-        text = (f"{finding.verdict}: {form(found.figure)} (99 %: {form(found.low)} … "
+        text = (f"{said}: {form(found.figure)} (99 %: {form(found.low)} … "
                 f"{form(found.high)}) in {plural(found.draws, 'draw')}; predicted "
                 f"{form(claim.predicted)}")  # fmt: skip
     if found.lost:
         text += f"; in {found.lost} of {found.lost + found.draws} draws it is zero or not finite"
-    if found.needed is not None:
+    if found.needed is not None and not decides:
         text += f"; about {found.needed} draws would settle it"
     return text
 

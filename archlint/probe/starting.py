@@ -152,7 +152,9 @@ def _tried(
     if isinstance(trial, str):
         return replace(finding, trial=Trial(training, None, trial))
     both = replace(finding, trial=Trial(training, trial))
-    return replace(both, verdict=verdict(both))
+    found = verdict(both)
+    decides = found != finding.verdict and found != "inconclusive"
+    return replace(both, verdict=found, trial=Trial(training, trial, decides=decides))
 
 
 # --------------------------------------------------------------------------- verdicts

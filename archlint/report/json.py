@@ -85,6 +85,7 @@ def _trial(finding: Finding) -> dict[str, Any] | None:
         "remedied": _training(trial.remedied),
         "remedy": suggestion.remedy.words if suggestion and suggestion.remedy else None,
         "remark": trial.remark,
+        "decides": trial.decides,
     }
 
 

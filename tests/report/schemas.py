@@ -81,7 +81,7 @@ FINDING = record(
     ),
     trial=optional(
         record(found=optional(TRAINING), remedied=optional(TRAINING), remark=STRING,
-               remedy={"type": ["string", "null"]})
+               remedy={"type": ["string", "null"]}, decides={"type": "boolean"})
     ),
 )  # fmt: skip
 TARGET: dict[str, Any] = {
