@@ -48,8 +48,8 @@ class Planted(Rule):
     since = "0"
 
     def check(self, analysis):
-        for finding in planted(analysis):
-            yield self.finding(Severity.ERROR, "planted.", "model", claim=finding.claim)
+        for i, finding in enumerate(planted(analysis)):
+            yield self.finding(Severity.ERROR, f"planted {i}.", f"part{i}", claim=finding.claim)
 """
 
 
@@ -85,11 +85,12 @@ def test_findings_that_must_fire(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_false_findings_on_healthy_networks(folder: Path) -> None:
-    """Four to six false findings on each of forty healthy networks; none is confirmed."""
+    """Four false findings or more on each of forty healthy networks; none is confirmed."""
     names = [f"nets.py:healthy(name='{name}')" for name in HEALTHY]
     arguments = [*names, "--select", "PLT001", "--draws", "128", "--time", "60"]
     counts = Counter(f["verdict"] for findings in verdicts(arguments).values() for f in findings)
     print(dict(counts))
+    assert counts.total() >= 160
     assert counts["confirmed"] == 0
     assert counts["refuted"] > 3 * counts["inconclusive"]
 
