@@ -30,7 +30,7 @@ from archlint.graph.torch_recorder.recorder import (
     record_forward,
 )
 from archlint.graph.transformers_inputs import input_named
-from archlint.initialization.record import Record, Recorded, build, cleaned
+from archlint.initialization.record import Record, Recorded, build, cleaned, seeded
 
 Factory = Callable[[], Any]
 
@@ -92,7 +92,8 @@ def record(
         for i, example in enumerate(tried):
             more = tried[i + 1] if i + 1 < len(tried) and tried[i + 1].completes else None
             try:
-                return _attempt(model, example, more, mode, factory)
+                with seeded():
+                    return _attempt(model, example, more, mode, factory)
             except ArchlintError:
                 raise
             except Exception as raised:  # whatever the user's forward raises
@@ -221,8 +222,7 @@ def _run_for_real(
     if real is None:
         raise cause or DataDependent("the model has no elements")
     args, kwargs = example.drawn()
-    with _mode_of(real, mode), _unchanged(real), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _mode_of(real, mode), _unchanged(real), seeded():
         recording = record_forward(real, args, kwargs, known, "cpu")
     return replace(recording, notes=(*recording.notes, note))
 
@@ -373,7 +373,7 @@ def _with_elements(model: nn.Module, factory: Factory | None) -> nn.Module | Non
         return model
     if factory is None:
         return None
-    with constructor_sites():
+    with constructor_sites(), seeded():
         return _module(factory(), factory)
 
 

@@ -324,7 +324,7 @@ for _name, _more in (("rnn", ""), ("gru", ""), ("lstm", " initial_c? peephole?")
     )
 
 # --- layout
-define("layout", "identity", "x")
+define("layout", "identity", "x", stops_gradient=False)  # as detach does
 define("layout", "cast", "x", dtype=REQUIRED)
 define("layout", "reshape", "x shape?", shape=None)  # the shape as attribute, or a value if dynamic
 define("layout", "transpose", "x", permutation=REQUIRED)

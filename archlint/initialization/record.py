@@ -58,6 +58,21 @@ class Recorded:
     elements: Tensor | None = field(default=None, repr=False, compare=False)
 
 
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """What a model's own code draws is the same in every run; whoever draws outside goes on."""
+    python, old = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(old)
+
+
 @dataclass
 class Record:
     """Watches constructors. Use :func:`build`, then :meth:`laws`; :meth:`watching` goes on watching
@@ -70,21 +85,12 @@ class Record:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """While this is active, what is done to tensors is watched."""
-        python, old = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]):
-            # What a constructor draws for itself is the same in every run.
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            try:
-                with (warnings.catch_warnings(), self.listings.watching(), replaced(self.watcher),
-                      Dispatcher(self.watcher), _Functions(self.watcher)):  # fmt: skip
-                    # load_state_dict finds weights on meta; what it copies there is seen
-                    warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
-                    yield
-            finally:
-                random.setstate(python)
-                np.random.set_state(old)
+        with (seeded(), warnings.catch_warnings(), self.listings.watching(),
+              replaced(self.watcher), Dispatcher(self.watcher),
+              _Functions(self.watcher)):  # fmt: skip
+            # load_state_dict finds weights on meta; what it copies there is seen
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
+            yield
 
     def laws(self, model: nn.Module) -> dict[str, Recorded]:
         """What became of every parameter and buffer of a model, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -285,6 +286,8 @@ def _of_dependent(step: Step) -> Signal:
     if step.dependence.separated(a, b, step.signals):
         return added(aligned(step, 0), aligned(step, 1), sign)
     terms = step.dependence.terms(step.node, step.signals)
+    if terms is None and (gated := _gated_sum(step, sign)) is not None:
+        return gated
     if terms is None:
         return Signal(roles=step.signal(0).roles)
     (first, factor), *rest = terms
@@ -292,6 +295,27 @@ def _of_dependent(step: Step) -> Signal:
     for value, factor in rest:
         total = added(total, scaled(step.signals.get(value, UNKNOWN_SIGNAL), factor))
     return total
+
+
+def _gated_sum(step: Step, sign: float) -> Signal | None:
+    """x ± x·g = x·(1 ± g) for a gate g without a common source with x; None for anything else."""
+    for i, factor, whole in ((0, 1.0, sign), (1, sign, 1.0)):
+        x = step.value(1 - i)
+        product = step.graph.producer.get(step.value(i) or "")
+        if product is None or product.op != "mul" or x not in product.inputs:
+            continue
+        if step.graph.shape(x) != step.out_shape() or step.graph.shape(product.output) != (
+            step.out_shape()
+        ):
+            continue
+        inner = replace(step, node=product)
+        at = 1 - product.inputs.index(x)
+        gate = inner.value(at)
+        if gate is None or gate == x or step.dependence.common(x or "", gate):
+            continue
+        one = scaled(of_constant(np.ones(1)), whole)
+        return multiplied(aligned(inner, 1 - at), added(one, scaled(aligned(inner, at), factor)))
+    return None
 
 
 def _centred(step: Step) -> Signal | None:

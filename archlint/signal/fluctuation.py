@@ -457,7 +457,9 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     m = phi.moments(x.mean, variance)
     if not m.second_moment > _LEAST:
         return None
-    kurtosis = m.fourth_moment / m.second_moment**2 * f.kurtosis / 3
+    kurtosis = m.fourth_moment / m.second_moment / m.second_moment * f.kurtosis / 3
+    if not math.isfinite(kurtosis):  # lengths beyond what numbers hold
+        return None
     if negative_slope(phi) == 0.0 and x.mean == 0.0:
         width_left = effective_width(phi, x.mean, variance, width, alike)
         return None if width_left is None else f.masked(width_left, 0.5)

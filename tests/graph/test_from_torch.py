@@ -378,3 +378,27 @@ def test_inputs_are_called_what_forward_calls_them() -> None:
     assert graph.inputs == ("input",)
     assert any("input input assumed" in note
                for note in load_torch(lambda: nn.Sequential(nn.Linear(8, 8))).notes)  # fmt: skip
+
+
+def test_what_a_model_draws_for_itself_is_the_same_in_every_run() -> None:
+    """As many rows are left as the weights and the numbers drawn in forward say."""
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score, self.last = nn.Linear(8, 40), nn.Linear(40, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.score(x) + torch.randn(len(x), 40)
+            return self.last(y[y.sum(-1) > 0])
+
+    shapes = []
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        graph = load_torch(Kept, {"x": ((50, 8), "float32")})
+        assert torch.equal(before, torch.random.get_rng_state())
+        shapes.append(graph.shape(graph.outputs[0]))
+    assert len(set(shapes)) == 1
+    assert shapes[0] is not None
+    assert None not in shapes[0]

@@ -108,7 +108,10 @@ def _linear_attention(n: Any, x: Tensor) -> Tensor:
 
 
 def _gate(n: Any, x: Tensor) -> Tensor:
-    h = n.stem(x)
+    return _excited(n, n.stem(x))
+
+
+def _excited(n: Any, h: Tensor) -> Tensor:
     return h * torch.sigmoid(n.b(torch.relu(n.a(h.mean((2, 3), keepdim=True)))))
 
 
@@ -148,6 +151,10 @@ CASES = [
           b=lambda: nn.Linear(48, 96), slack=0.02),
     _case("squeeze and excite", IMAGE, _gate, stem=_stem, a=lambda: nn.Conv2d(32, 8, 1),
           b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
+    _case("squeeze and excite added", IMAGE, lambda n, x: (h := n.stem(x)) + _excited(n, h),
+          stem=_stem, a=lambda: nn.Conv2d(32, 8, 1), b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
+    _case("gate taken off", IMAGE, lambda n, x: _excited(n, (h := n.stem(x))) - h, stem=_stem,
+          a=lambda: nn.Conv2d(32, 8, 1), b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
     _case("dropout", ROW, lambda n, x: n.d(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 256),
           d=lambda: nn.Dropout(0.3)),
     _case("batch norm", IMAGE, lambda n, x: n.a(x), a=_stem),

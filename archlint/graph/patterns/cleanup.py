@@ -21,6 +21,8 @@ def _drop(graph: Rewriter, node: Node, value: str | None) -> Found | str:
 @pattern("identity")
 def identity(graph: Rewriter, node: Node) -> Found | str:
     """x -> x."""
+    if graph.attribute(node, "stops_gradient"):
+        return "stops the gradient"
     return _drop(graph, node, node.inputs[0])
 
 

@@ -365,8 +365,6 @@ def erfc(c: Call, input: V) -> V:
     "requires_grad",
     "clone",
     "contiguous",
-    "detach",
-    "data",
     "alias",
     "lift_fresh",
     "lift_fresh_copy",
@@ -379,6 +377,16 @@ def identity(c: Call, input: V, *_: Any, **__: Any) -> V:
     if input.dtype.startswith("complex"):
         raise NotModelled("complex numbers")
     return c.emit("identity", [input], input.shape, input.dtype)
+
+
+@lowering("detach", "data")
+def detach(c: Call, input: V, *_: Any, **__: Any) -> V:
+    """The same elements, from which no gradient comes back; weights and numbers stay what they
+    are, since none is asked for there."""
+    if input.parameter or input.elements is not None or "float" not in input.dtype:
+        stays: V = identity(c, input)
+        return stays
+    return c.emit("identity", [input], input.shape, input.dtype, stops_gradient=True)
 
 
 @lowering("nan_to_num")

@@ -15,7 +15,7 @@ from archlint.probe.ops.frame import Call, Outputs, computes
 @computes("identity")
 def identity(c: Call, x: Tensor) -> Tensor:
     """The same elements."""
-    return x
+    return x.detach() if c["stops_gradient"] else x
 
 
 @computes("cast")

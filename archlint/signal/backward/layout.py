@@ -26,6 +26,8 @@ from archlint.signal.moments import Role
 
 @backwards("identity", "cast")
 def _identity(step: Back) -> list[Gradient | None]:
+    if step.node.attributes.get("stops_gradient"):
+        return [no_gradient(step.rank(0))]
     return [step.gradient]
 
 
