@@ -23,6 +23,7 @@ _ELEMENTWISE = frozenset(
     {"activation", "arithmetic", "layout", "random", "normalisation", "softmax"}
 )
 _MOST_TERMS = 64  # of a sum that is taken apart
+_EQUAL = 1e-9  # relative variance of elements that are all the same number
 _MOST_STEPS = 2_000_000  # in all, back from sums to their weights
 
 
@@ -115,14 +116,14 @@ class Dependence:
         """A sum of two dependent values as numbers times values that are uncorrelated but for
         their means: ``(x + f(x)) + x`` is 2·x + f(x). None where it cannot be taken apart so."""
         total: dict[str, float] = {}
-        left = [(v, c) for v, c in self._summands(node) or ()]
+        left = [(v, c) for v, c in self._summands(node, signals) or ()]
         for _ in range(8 * _MOST_TERMS):
             if not left:
                 break
             value, factor = left.pop()
             value = self._same.get(value, value)
             producer = self.graph.producer.get(value)
-            parts = None if producer is None else self._summands(producer)
+            parts = None if producer is None else self._summands(producer, signals)
             if parts is None:
                 total[value] = total.get(value, 0.0) + factor
             else:
@@ -135,20 +136,32 @@ class Dependence:
                 return None
         return tuple(total.items())
 
-    def _summands(self, node: Node) -> list[tuple[str, float]] | None:
+    def _number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
+        """What all elements of a value are, such as a weight's that starts at one number."""
+        constant = self.graph.constant(value)
+        if constant is not None:
+            return float(constant.reshape(-1)[0]) if constant.size == 1 else None
+        s = signals.get(value, UNKNOWN_SIGNAL)
+        if s.mean is None or s.second_moment is None or value not in self.graph.static:
+            return None
+        return s.mean if s.second_moment - s.mean**2 <= _EQUAL * s.second_moment else None
+
+    def _summands(
+        self, node: Node, signals: Mapping[str, Signal]
+    ) -> list[tuple[str, float]] | None:
         """A node as a sum of numbers times values of its own shape, None where it is none."""
         shape = self.graph.shape(node.outputs[0])
         inputs = [v for v in node.inputs if v is not None]
-        numbers = [self.graph.constant(v) for v in inputs]
         if node.op in ("add", "sub") and len(inputs) == 2:
             found = [(inputs[0], 1.0), (inputs[1], 1.0 if node.op == "add" else -1.0)]
         elif node.op in ("identity", "neg") and inputs:
             found = [(inputs[0], 1.0 if node.op == "identity" else -1.0)]
         elif node.op in ("mul", "div") and len(inputs) == 2:
-            i = next((i for i in (0, 1) if (n := numbers[i]) is not None and n.size == 1), None)
+            numbers = [self._number(v, signals) for v in inputs]
+            i = next((i for i in (0, 1) if numbers[i] is not None), None)
+            factor = math.nan if i is None else numbers[i] or 0.0
             if i is None or (node.op == "div" and i == 0):
                 return None
-            factor = float(numbers[i].reshape(-1)[0])  # type: ignore[union-attr]
             if not math.isfinite(factor) or (node.op == "div" and factor == 0.0):
                 return None
             found = [(inputs[1 - i], factor if node.op == "mul" else 1 / factor)]

@@ -144,8 +144,11 @@ _FEW = 25  # where every point costs an integral
 @lru_cache(maxsize=16384)
 def _mixed(law: LogLaw, share: float) -> LogLaw:
     grid, weight = _grid(law)
-    level = float(weight @ np.exp(grid))  # one but for what three moments miss
-    value = np.log1p(share * (np.exp(grid) / level - 1))
+    grid, weight = grid[weight > 0], weight[weight > 0]
+    top = float(grid.max())  # R itself may be beyond what numbers hold
+    level = top + math.log(float(weight @ np.exp(grid - top)))  # ln E R, zero but for what three
+    with np.errstate(invalid="ignore"):  # moments miss
+        value = np.log1p(share * np.expm1(np.minimum(grid - level, 700.0)))
     mean = float(weight @ value)
     off = value - mean
     return LogLaw(float(weight @ off**2), -mean, float(weight @ off**3))

@@ -111,6 +111,20 @@ def _gate(n: Any, x: Tensor) -> Tensor:
     return _excited(n, n.stem(x))
 
 
+class _Share(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.full((1,), -1.0))
+
+    def forward(self) -> Tensor:
+        return torch.sigmoid(self.level)
+
+
+def _two_gates(n: Any, x: Tensor) -> Tensor:
+    h, z = n.a(x), n.b(x)
+    return h * F.silu(z) + h * 0.7
+
+
 def _excited(n: Any, h: Tensor) -> Tensor:
     return h * torch.sigmoid(n.b(torch.relu(n.a(h.mean((2, 3), keepdim=True)))))
 
@@ -153,6 +167,14 @@ CASES = [
           b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
     _case("squeeze and excite added", IMAGE, lambda n, x: (h := n.stem(x)) + _excited(n, h),
           stem=_stem, a=lambda: nn.Conv2d(32, 8, 1), b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
+    _case("a tensor times two gates", TOKENS, _two_gates, a=lambda: nn.Linear(48, 96),
+          b=lambda: nn.Linear(48, 96), slack=0.02),
+    _case("small branch of a norm", TOKENS,
+          lambda n, x: (h := n.a(x)) + 2e-3 * F.layer_norm(h, (96,)), a=lambda: nn.Linear(48, 96),
+          slack=0.005),
+    _case("towards another by a share", TOKENS,
+          lambda n, x: (h := n.a(x)) + n.share() * (n.b(h) - h), a=lambda: nn.Linear(48, 96),
+          b=lambda: nn.Linear(96, 96), share=_Share),
     _case("gate taken off", IMAGE, lambda n, x: _excited(n, (h := n.stem(x))) - h, stem=_stem,
           a=lambda: nn.Conv2d(32, 8, 1), b=lambda: nn.Conv2d(8, 32, 1), slack=0.02),
     _case("dropout", ROW, lambda n, x: n.d(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 256),
