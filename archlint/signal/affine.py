@@ -115,7 +115,7 @@ def weighted(
     return Signal(
         None if mean is None else mean * scale, total * second,
         None if within is None else through(within, within, less),
-        None if between is None else through(between, c), x.spread,
+        None if between is None else through(between, c),
         groups, 0, roles, gaussian=n * taps >= 4,
         cross_correlation=None if c is None else through(c, c, less),
     )  # fmt: skip
@@ -367,7 +367,7 @@ def _embedding(step: Step) -> Signal:
         samples, apart = 1.0, positions
     parameter = step.parameter(1)
     groups = table.odd_in if parameter is not None else ()
-    return Signal(table.mean, table.second_moment, positions, samples, 0.0, groups,
+    return Signal(table.mean, table.second_moment, positions, samples, groups,
                   table.one_sided, roles, gaussian=True, cross_correlation=apart)  # fmt: skip
 
 
@@ -562,7 +562,7 @@ def contracted(
     return Signal(
         terms * a.mean * b.mean, second,
         correlated(summed(moved, within), second) if left else 1.0,
-        correlated(summed(between, apart, "sample_correlation"), second), None, (), side, roles,
+        correlated(summed(between, apart, "sample_correlation"), second), (), side, roles,
         gaussian=features * places >= 8,
         cross_correlation=correlated(summed(moved_apart if left else between, apart, "apart"),
                                      second),

@@ -109,7 +109,7 @@ def _softmax(step: Step) -> Signal:
                 below += n
             shared = {rank - 2: min(joint / own, 1.0)} if rows > 1 else {}
     return Signal(1 / keys, second, correlated(side, second) if spot else apart,
-                  correlated(shared_participation(own, keys, r) / keys, second), None, (), 1,
+                  correlated(shared_participation(own, keys, r) / keys, second), (), 1,
                   x.roles, profile, cross_correlation=apart, shared=shared)  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _log_softmax(step: Step) -> Signal:
         return Signal(roles=x.roles, one_sided=-1)
     mean = -math.log(keys) - variance / 2
     q, fixed, second = x.second_moment, x.mean**2, mean * mean + variance
-    return Signal(mean, second, None, None, None, (), -1, x.roles).but(
+    return Signal(mean, second, None, None, (), -1, x.roles).but(
         **paired(x, lambda c: correlated(mean * mean + c * q - fixed, second))
     )
 
@@ -305,7 +305,7 @@ def _attention(step: Step) -> Signal:
         more = max(v.sample_correlation * v.second_moment - x_v, 0.0)
         samples = correlated(x_v + more * mean["s"] + leaning(q.sample_correlation), second)
         apart = correlated(x_v + more * mean["x"] + leaning(q.apart), second)
-    return Signal(v.mean, second, positions, samples, None, v.odd_in, v.one_sided, roles,
+    return Signal(v.mean, second, positions, samples, v.odd_in, v.one_sided, roles,
                   _by_query(uneven, queries, len(shape), second - free * (own + tilt), free),
                   cross_correlation=apart)  # fmt: skip
 

@@ -57,7 +57,7 @@ class Dependence:
         first = node.inputs[0] if node.inputs else None
         if first is None or kind not in _ELEMENTWISE:
             return
-        found = [self.sources(v) for v in carriers(self.graph, node)]
+        found = [self.sources(v) for v in _computed(self.graph, node)]
         if not found:
             return
         axes = _picked(node, signals.get(first, UNKNOWN_SIGNAL))
@@ -70,7 +70,7 @@ class Dependence:
 
     def _repeats(self, node: Node) -> Node | None:
         """An earlier node that computes the same of the same."""
-        if node.guard or node.body is not None or not carriers(self.graph, node):
+        if node.guard or node.body is not None or not _computed(self.graph, node):
             return None
         inputs = tuple(self._same.get(v, v) if v is not None else None for v in node.inputs)
         key = (node.op, inputs, tuple(sorted(node.attributes.items())), len(node.outputs))
@@ -171,8 +171,9 @@ class Dependence:
         return found if fit else None
 
 
-def carriers(graph: LayerGraph, node: Node) -> list[str]:
-    """The inputs of a node that are neither weights nor known numbers, each once."""
+def _computed(graph: LayerGraph, node: Node) -> list[str]:
+    """The inputs of a node that are neither weights nor known numbers, each once; what is computed
+    of weights alone is one too, since it is drawn with them."""
     return [
         v for v in dict.fromkeys(node.inputs)
         if v is not None and graph.values[v].parameter is None and graph.values[v].constant is None

@@ -56,7 +56,7 @@ def through(x: Signal, phi: Activation) -> Signal:
         return correlated(phi.pair(mean, variance, covariance), m.second_moment)
 
     return Signal(
-        m.mean, m.second_moment, None, None, x.spread, x.odd_in if phi.odd else (),
+        m.mean, m.second_moment, None, None, x.odd_in if phi.odd else (),
         phi.one_sided, x.roles, profile=x.profile if phi.homogeneous else {},
     ).but(**paired(x, pair))  # fmt: skip
 
@@ -203,11 +203,7 @@ def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
         side = a.one_sided
     elif a.second_moment == 0 and sign > 0:
         side = b.one_sided
-    spread = None
-    if a.spread is not None and b.spread is not None and second > 0:
-        one, two = a.second_moment / second, b.second_moment / second
-        spread = a.spread * one * one + b.spread * two * two
-    return Signal(a.mean + sign * b.mean, second, None, None, spread,
+    return Signal(a.mean + sign * b.mean, second, None, None,
                   merged_groups(a.odd_in, b.odd_in), side, a.roles or b.roles,
                   profile, a.gaussian or b.gaussian).but(**both_paired(a, b, joint))  # fmt: skip
 
@@ -237,7 +233,6 @@ def multiplied(a: Signal, b: Signal) -> Signal:
         return Signal(roles=a.roles or b.roles)
     mean = None if a.mean is None or b.mean is None else a.mean * b.mean
     return Signal(mean, a.second_moment * b.second_moment, None, None,
-                  None if a.spread is None or b.spread is None else a.spread + b.spread,
                   _product_groups(a, b), a.one_sided * b.one_sided, a.roles or b.roles,
                   a.profile or b.profile,
                   ).but(**both_paired(a, b, lambda c, d: c * d))  # fmt: skip
@@ -392,7 +387,7 @@ def _div(step: Step) -> Signal:
         finite = number.astype(np.float64)
         if finite.size and (finite != 0).all():
             ones = 1 / finite
-            divisor = Signal(float(ones.mean()), float((ones**2).mean()), 1.0, 1.0, 0.0,
+            divisor = Signal(float(ones.mean()), float((ones**2).mean()), 1.0, 1.0,
                              cross_correlation=1.0)  # fmt: skip
             return multiplied(aligned(step, 0), divisor)
     below = aligned(step, 1)
@@ -445,7 +440,7 @@ def steady_power(y: Signal, p: float) -> Signal:
         joint = max(c * q / fixed, 0.1)  # E[y y′]/(E y)²
         return correlated(mean * mean * joint ** (p * p), second)
 
-    return Signal(mean, second, None, None, y.spread if p == -1 else None, (), 1, y.roles,
+    return Signal(mean, second, None, None, (), 1, y.roles,
                   ).but(**paired(y, pair))  # fmt: skip
 
 
@@ -493,7 +488,7 @@ def _sqrt(step: Step) -> Signal:
     steady = steady_power(x, 0.5)
     if steady.known:
         return steady
-    return Signal(None, x.mean, None, None, x.spread, (), 1, x.roles)
+    return Signal(None, x.mean, None, None, (), 1, x.roles)
 
 
 @transfers("log")
@@ -570,7 +565,7 @@ def joined(a: Signal, b: Signal) -> Signal:
     roles: tuple[Role, ...] = a.roles if a.roles == b.roles else ()
     return Signal(same(a.mean, b.mean), same(a.second_moment, b.second_moment),
                   same(a.position_correlation, b.position_correlation),
-                  same(a.sample_correlation, b.sample_correlation), same(a.spread, b.spread),
+                  same(a.sample_correlation, b.sample_correlation), 
                   merged_groups(a.odd_in, b.odd_in),
                   a.one_sided if a.one_sided == b.one_sided else 0, roles,
                   cross_correlation=same(a.apart, b.apart))  # fmt: skip
@@ -593,7 +588,7 @@ def _dropout(step: Step) -> tuple[Signal, Signal]:
     if not step.attribute("training") or p == 0.0 or step.graph.mode == "eval":
         return x, UNKNOWN_SIGNAL
     if keep <= 0:
-        zeros = Signal(0.0, 0.0, 1.0, 1.0, 0.0, (), 0, x.roles, cross_correlation=1.0)
+        zeros = Signal(0.0, 0.0, 1.0, 1.0, (), 0, x.roles, cross_correlation=1.0)
         return zeros, UNKNOWN_SIGNAL
     whole = step.node.op == "drop_path"  # whole samples: positions of one sample stay together
     return x.but(
@@ -615,7 +610,7 @@ def _random_normal(step: Step) -> Signal:
     mean, std = step.number("mean"), step.number("std")
     second = mean**2 + std**2
     c = correlated(mean**2, second)
-    return Signal(mean, second, c, c, 0.0, (), 0, _noise_roles(step), gaussian=True,
+    return Signal(mean, second, c, c, (), 0, _noise_roles(step), gaussian=True,
                   cross_correlation=c)  # fmt: skip
 
 
@@ -625,7 +620,7 @@ def _random_uniform(step: Step) -> Signal:
     mean = (low + high) / 2
     second = mean**2 + (high - low) ** 2 / 12
     c = correlated(mean**2, second)
-    return Signal(mean, second, c, c, 0.0, (), int(low >= 0), _noise_roles(step),
+    return Signal(mean, second, c, c, (), int(low >= 0), _noise_roles(step),
                   cross_correlation=c)  # fmt: skip
 
 
@@ -637,7 +632,7 @@ def _bernoulli(step: Step) -> Signal:
         return Signal(roles=p.roles)
     mean, q = p.mean, p.second_moment
     roles = () if step.value(0) in step.graph.static else p.roles
-    found = Signal(mean, mean, None, None, 0.0, (), 1, roles)
+    found = Signal(mean, mean, None, None, (), 1, roles)
     return found.but(**paired(p, lambda c: correlated(c * q, mean)))
 
 
@@ -664,7 +659,7 @@ def _floor(step: Step) -> Signal:
     share = np.clip(np.minimum(whole + 1, high) - np.maximum(whole, low), 0, None) / (high - low)
     mean, second = float(share @ whole), float(share @ whole**2)
     c = correlated(mean * mean, second)
-    return Signal(mean, second, c, c, 0.0, (), int(low >= 0), step.signal(0).roles,
+    return Signal(mean, second, c, c, (), int(low >= 0), step.signal(0).roles,
                   cross_correlation=c)  # fmt: skip
 
 
@@ -676,7 +671,7 @@ def _requantize(step: Step) -> Signal:
         return UNKNOWN_SIGNAL
     factor = float(scale.reshape(-1)[0])
     shift = 0.0 if zero is None else float(zero.reshape(-1)[0])
-    offset = Signal(shift, shift * shift, 1.0, 1.0, 0.0, cross_correlation=1.0)
+    offset = Signal(shift, shift * shift, 1.0, 1.0, cross_correlation=1.0)
     if step.node.op == "quantize":
         return added(scaled(x, 1 / factor), offset)
     return scaled(added(x, offset, -1.0), factor)

@@ -31,6 +31,7 @@ from archlint.graph.fans import fans
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, attribute
 from archlint.initialization.distribution import Distribution
+from archlint.registering import registering
 from archlint.signal.activations import IDENTITY, Activation, activation
 from archlint.signal.dominators import carriers
 from archlint.signal.gaussian import (
@@ -325,15 +326,7 @@ _FAINT = 0.02  # a mean correlation below has no logarithm worth following
 
 Rule = Callable[[Lengths, Node, list[Known], str], Known]
 _RULES: dict[str, Rule] = {}
-
-
-def _rule(*ops: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        for op in ops:
-            _RULES[op] = function
-        return function
-
-    return register
+_rule = registering(_RULES)
 
 
 def windows_of(graph: LayerGraph, node: Node) -> tuple[Window, ...] | None:

@@ -87,7 +87,7 @@ def _written(step: Step) -> Signal:
     share, once = _places(step)
     if share is None or (adds and not once):
         alike = joined(x, new)
-        return Signal(roles=x.roles) if adds else alike.but(roles=x.roles, odd_in=(), spread=None)
+        return Signal(roles=x.roles) if adds else alike.but(roles=x.roles, odd_in=())
     if share in (0.0, 1.0):
         return (new if share else x).but(roles=x.roles, profile={}, parts=())
     if None in (x.mean, x.second_moment, new.mean, new.second_moment):
@@ -335,7 +335,6 @@ def weighted_mean(
                                          for p, _ in parts])  # fmt: skip
         apart = _between_places(parts, [product(p.apart, p.second_moment) for p, _ in parts])
     sides = {p.one_sided for p, _ in parts}
-    spreads = mean([p.spread for p, _ in parts])
     first_part = parts[0][0]
     profile = {
         axis: values for axis, values in first_part.profile.items()
@@ -348,7 +347,7 @@ def weighted_mean(
                        for p, s in shares), np.zeros(values.size))
             for axis, values in profile.items()
         }  # fmt: skip
-    return Signal(first, second, correlated(inside, second), correlated(between, second), spreads,
+    return Signal(first, second, correlated(inside, second), correlated(between, second),
                   merged_groups(*(p.odd_in for p, _ in parts)),
                   sides.pop() if len(sides) == 1 else 0, roles, profile,
                   all(p.gaussian for p, _ in parts),
@@ -507,7 +506,7 @@ def _columns(
     number = step.graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if stop <= begin or start >= begin + size:
         filled = float(number.reshape(-1)[0]) if number is not None and number.size else 0.0
-        return Signal(filled, filled * filled, 1.0, 1.0, 0.0, (), (filled > 0) - (filled < 0),
+        return Signal(filled, filled * filled, 1.0, 1.0, (), (filled > 0) - (filled < 0),
                       x.roles, cross_correlation=1.0)  # fmt: skip
     return None
 
@@ -647,7 +646,7 @@ def _fold(step: Step) -> Signal:
             return None
         return correlated((alike * same + (1 - alike) * other) * one * one, second)
 
-    return Signal(first * one, second, places(within, near), samples, None, x.odd_in, x.one_sided,
+    return Signal(first * one, second, places(within, near), samples, x.odd_in, x.one_sided,
                   roles, gaussian=x.gaussian, cross_correlation=places(apart, far))  # fmt: skip
 
 
@@ -728,7 +727,7 @@ def _filled(x: Signal, value: float, share: float, spots: float) -> Signal:
 
     side = x.one_sided if x.one_sided * value >= 0 else 0
     between = product(x.sample_correlation, share * q)
-    return Signal(mean, second, apart(x.position_correlation), None, None, (), side, x.roles,
+    return Signal(mean, second, apart(x.position_correlation), None, (), side, x.roles,
                   cross_correlation=apart(x.apart)).but(
         sample_correlation=None if between is None else correlated(
             between + (1 - share) * fixed, second))  # fmt: skip
@@ -741,7 +740,7 @@ def _full(step: Step) -> Signal:
     roles: tuple[Role, ...] = tuple("feature" for _ in range(rank))
     if not math.isfinite(value):
         return Signal(roles=roles)
-    return Signal(value, value**2, 1.0, 1.0, 0.0, (), int(value > 0) - int(value < 0), roles,
+    return Signal(value, value**2, 1.0, 1.0, (), int(value > 0) - int(value < 0), roles,
                   cross_correlation=1.0)  # fmt: skip
 
 

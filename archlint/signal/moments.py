@@ -45,7 +45,6 @@ class Signal:
     second_moment: float | None = None
     position_correlation: float | None = None
     sample_correlation: float | None = None
-    spread: float | None = None
     odd_in: tuple[Group, ...] = ()
     one_sided: int = 0
     roles: tuple[Role, ...] = ()
@@ -55,6 +54,7 @@ class Signal:
     parts: tuple[Factors, ...] = ()
     grad_second_moment: float | None = None
     grad_position_correlation: float | None = None
+    spread: float | None = None
     shortfall: float | None = None
     grad_spread: float | None = None
     grad_shortfall: float | None = None

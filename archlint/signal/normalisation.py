@@ -15,8 +15,8 @@ import numpy as np
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.transfer import Step, correlated, count_of, known_size, paired, transfers
 
-_ONE = Signal(1.0, 1.0, 1.0, 1.0, 0.0, cross_correlation=1.0)
-_ZERO = Signal(0.0, 0.0, 1.0, 1.0, 0.0, cross_correlation=1.0)
+_ONE = Signal(1.0, 1.0, 1.0, 1.0, cross_correlation=1.0)
+_ZERO = Signal(0.0, 0.0, 1.0, 1.0, cross_correlation=1.0)
 _PAIRS = ("position_correlation", "sample_correlation", "cross_correlation")
 
 
@@ -46,7 +46,7 @@ def normalised(
         return correlated(g * share * min(max(after, -1.0), 1.0) + b, total)
 
     groups = x.odd_in if b == 0 else ()
-    return Signal(beta.mean, total, None, None, None, groups, 0, x.roles, gaussian=x.gaussian,
+    return Signal(beta.mean, total, None, None, groups, 0, x.roles, gaussian=x.gaussian,
                   ).but(**{name: through(name) for name in _PAIRS})  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:
     mean = gamma.mean * (x.mean - centre.mean) / (running.mean + eps) ** 0.5
     shift = beta.second_moment + 2 * mean * beta.mean
     second = max(scale * (q + c) + shift, 0.0)
-    return Signal(mean + beta.mean, second, None, None, x.spread,
+    return Signal(mean + beta.mean, second, None, None,
                   x.odd_in if centre.second_moment == beta.second_moment == 0 else (), 0, x.roles,
                   x.profile, x.gaussian).but(
                       **paired(x, lambda r: correlated(scale * (r * q + c) + shift, second))
@@ -191,7 +191,7 @@ def _over(step: Step, features: int, positions: int, axes: Sequence[int]) -> Sig
     if square is None:
         return Signal(roles=x.roles)
     centres = _centres(x, features, positions, square)
-    return normalised(step, x, square, centres, step.number("eps")).but(spread=0.0)
+    return normalised(step, x, square, centres, step.number("eps"))
 
 
 @transfers("layer_norm", "standardise")
@@ -212,9 +212,9 @@ def _rms_norm(step: Step) -> Signal:
     result = normalised(step, x, 0.0, dict.fromkeys(_PAIRS, 0.0), step.number("eps"))
     gamma = step.signal(1) if step.has(1) else _ONE
     if x.mean is None or gamma.mean is None or x.second_moment <= 0:
-        return result.but(mean=None if x.second_moment > 0 else 0.0, spread=0.0)
+        return result.but(mean=None if x.second_moment > 0 else 0.0)
     size = (x.second_moment + step.number("eps")) ** 0.5
-    return result.but(mean=gamma.mean * x.mean / size, spread=0.0, one_sided=x.one_sided)
+    return result.but(mean=gamma.mean * x.mean / size, one_sided=x.one_sided)
 
 
 @transfers("group_norm")
@@ -252,9 +252,7 @@ def _lp_normalize(step: Step) -> Signal:
     if step.number("p") != 2 or n is None or x.second_moment is None:
         return UNKNOWN_SIGNAL
     mean = None if x.mean is None else x.mean / max(n * x.second_moment, 1e-300) ** 0.5
-    return x.but(
-        mean=mean, second_moment=1 / n if x.second_moment > 0 else 0.0, spread=0.0, profile={}
-    )
+    return x.but(mean=mean, second_moment=1 / n if x.second_moment > 0 else 0.0, profile={})
 
 
 @transfers("local_response_norm")

@@ -35,7 +35,7 @@ def averaged(x: Signal, count: int, correlation: float | None) -> Signal:
         between = correlated(pairs * q, second)
     # Two windows apart: every pair of their elements agrees by the position correlation.
     return Signal(x.mean, second, correlated(product(x.position_correlation, q), second), between,
-                  x.spread, x.odd_in, x.one_sided, x.roles, gaussian=x.gaussian,
+                  x.odd_in, x.one_sided, x.roles, gaussian=x.gaussian,
                   cross_correlation=correlated(product(apart, q), second))  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _maximum(x: Signal, step: Step | None, count: int, alike: float | None) -> S
         shared = (correlation * q - centre**2) / variance / own
         return correlated(mean * mean + (total - mean * mean) * min(max(shared, 0.0), 1.0), total)
 
-    result = Signal(mean, total, None, None, x.spread, (), phi.one_sided if phi else 0, x.roles,
+    result = Signal(mean, total, None, None, (), phi.one_sided if phi else 0, x.roles,
                     ).but(**paired(x, joint))  # fmt: skip
     if x.sample_correlation is None or x.apart is None:
         return result
@@ -268,7 +268,7 @@ def _reduce_size(step: Step) -> Signal:
     else:
         variance = max(x.second_moment - x.mean**2, 0.0)
         size = variance if step.node.op == "reduce_var" else math.sqrt(variance)
-    return Signal(size, size * size, 1.0, 1.0, x.spread, (), 1, reduced_roles(step, x),
+    return Signal(size, size * size, 1.0, 1.0, (), 1, reduced_roles(step, x),
                   cross_correlation=1.0)  # fmt: skip
 
 

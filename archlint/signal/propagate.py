@@ -31,7 +31,7 @@ def of_input(value: Value) -> Signal:
         middle: tuple[Role, ...] = tuple("position" for _ in range(rank - 2))
         roles = ("sample", "feature", *middle) if rank != 3 else ("sample", "position", "feature")
         roles = roles[:rank]
-    return Signal(0.0, 1.0, 0.0, 0.0, 0.0, (), 0, roles, gaussian=True, cross_correlation=0.0)
+    return Signal(0.0, 1.0, 0.0, 0.0, (), 0, roles, gaussian=True, cross_correlation=0.0)
 
 
 def propagate(graph: LayerGraph) -> Mapping[str, Signal]:

@@ -61,10 +61,10 @@ def _recurrent(step: Step) -> tuple[Signal, ...]:
     roles: tuple[Role, ...] = ("position", "sample", "feature", "feature")
     whole = sum(seconds) / len(seconds)
     odd = () if shift or bias.second_moment else x.odd_in
-    out = Signal(0.0, whole, None, None, None, odd, 0, roles)
+    out = Signal(0.0, whole, None, None, odd, 0, roles)
     last: tuple[Role, ...] = ("feature", "sample", "feature")
-    final = Signal(0.0, states[-1][0], 1.0, None, None, odd, 0, last)
-    cell = Signal(0.0, states[-1][1], 1.0, None, None, odd, 0, last)
+    final = Signal(0.0, states[-1][0], 1.0, None, odd, 0, last)
+    cell = Signal(0.0, states[-1][1], 1.0, None, odd, 0, last)
     if batch_first:
         out = out.but(roles=("sample", "position", "feature", "feature"))
     return (out, final, cell)[: len(step.node.outputs)]

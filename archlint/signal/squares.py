@@ -135,7 +135,7 @@ def root_of_gamma(x: Signal) -> Signal:
         rho = _power_correlation(x, c)
         return None if rho is None else correlated(mean * mean * root_series(a, rho), m)
 
-    return Signal(mean, m, pair(x.position_correlation), pair(x.sample_correlation), x.spread,
+    return Signal(mean, m, pair(x.position_correlation), pair(x.sample_correlation),
                   (), 1, x.roles, cross_correlation=pair(x.apart))  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def log_of_gamma(x: Signal) -> Signal:
         rho = _power_correlation(x, c)
         return None if rho is None else correlated(log_series(a, rho) + mean * mean, second)
 
-    return Signal(mean, second, pair(x.position_correlation), pair(x.sample_correlation), None,
+    return Signal(mean, second, pair(x.position_correlation), pair(x.sample_correlation),
                   (), 0, x.roles, cross_correlation=pair(x.apart))  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def of_parameter(parameter: Parameter) -> Signal:
         side = (law.mean > 0) - (law.mean < 0)
     if law.family == "deterministic" and len(parameter.shape) > 1:
         fixed = row_correlation(parameter) or fixed
-    return Signal(law.mean, law.second_moment, fixed, 1.0, 0.0, odd, side, roles,
+    return Signal(law.mean, law.second_moment, fixed, 1.0, odd, side, roles,
                   cross_correlation=fixed)  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def of_constant(array: Array) -> Signal:
     mean, second = float(finite.mean()), float(np.square(finite).mean())
     side = int(finite.min() >= 0) - int(finite.max() <= 0)
     correlation = 1.0 if second == 0 else min(mean * mean / second, 1.0)
-    return Signal(mean, second, correlation, 1.0, 0.0, (), side, roles,
+    return Signal(mean, second, correlation, 1.0, (), side, roles,
                   cross_correlation=correlation)  # fmt: skip
 
 

@@ -314,7 +314,7 @@ def signals(draw: st.DrawFn) -> Signal:
     mean = draw(unit) * math.sqrt(second)
     floor = mean * mean / second
     p, s, x = (min(floor + (1 - floor) * draw(st.floats(0, 1)), 1.0) for _ in range(3))
-    return Signal(mean, second, p, s, 0.0, roles=("sample", "position", "feature"),
+    return Signal(mean, second, p, s, roles=("sample", "position", "feature"),
                   cross_correlation=min(p, s, x))  # fmt: skip
 
 

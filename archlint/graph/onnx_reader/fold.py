@@ -15,6 +15,7 @@ import onnx
 
 from archlint.graph.model import Array
 from archlint.graph.onnx_reader.read import ELEMENT, numpy_dtype
+from archlint.registering import registering
 
 Attributes = Mapping[str, Any]
 Inputs = Sequence[Array | None]
@@ -77,15 +78,7 @@ def _reference(node: onnx.NodeProto, inputs: Inputs, opset: int, most: int) -> S
 
 
 _TABLE: dict[str, Evaluate] = {}
-
-
-def _fold(*names: str) -> Callable[[Evaluate], Evaluate]:
-    def register(function: Evaluate) -> Evaluate:
-        for name in names:
-            _TABLE[name] = function
-        return function
-
-    return register
+_fold = registering(_TABLE)
 
 
 def _elementwise(name: str, function: Callable[..., Any]) -> None:

@@ -382,7 +382,7 @@ def _root(step: Back) -> list[Gradient]:
     """Of what stays away from zero, p·y^{p−1} by the law of :func:`steady_power`."""
     x, g = step.signal(0), step.gradient
     if step.node.op == "log1p":
-        x = added(x, Signal(1.0, 1.0, 1.0, 1.0, 0.0, cross_correlation=1.0))
+        x = added(x, Signal(1.0, 1.0, 1.0, 1.0, cross_correlation=1.0))
     return [_of_power(step, g, x, _POWERS.get(step.node.op, 0.0))]
 
 

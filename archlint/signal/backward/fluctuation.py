@@ -29,6 +29,7 @@ import numpy as np
 from archlint.graph.fans import fans
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import attribute
+from archlint.registering import registering
 from archlint.signal.activations import Activation, activation
 from archlint.signal.backpropagate import Edges
 from archlint.signal.dominators import carriers
@@ -205,15 +206,7 @@ class Gradients:
 
 Rule = Callable[[Gradients, Node, Back, int], "Back | None"]
 _RULES: dict[str, Rule] = {}
-
-
-def _rule(*ops: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        for op in ops:
-            _RULES[op] = function
-        return function
-
-    return register
+_rule = registering(_RULES)
 
 
 @_rule("linear", "conv", "conv_transpose")
