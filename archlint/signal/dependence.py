@@ -9,14 +9,13 @@ so are, in a sum, two of which one changes its sign with weights that the other 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import combinations
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS
-from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-
-Sources = frozenset[str]
+from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Signal
 
 # Ops after which an element is still a function of one element (up to its place) of its inputs.
 _ELEMENTWISE = frozenset(
@@ -24,7 +23,67 @@ _ELEMENTWISE = frozenset(
 )
 _MOST_TERMS = 64  # of a sum that is taken apart
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
+_FEW = 24  # sets that are compared before their names are
 _MOST_STEPS = 2_000_000  # in all, back from sums to their weights
+
+
+class Sources:
+    """A set of sources, kept as the union of others so that one of a long sum costs no more than
+    one of a short: a single ``name``, or ``parts``, of which ``picked`` tells which features are
+    meant. All are made between the nodes ``first`` and ``last``."""
+
+    __slots__ = ("first", "last", "name", "parts", "picked")
+
+    def __init__(
+        self, name: str, parts: tuple[Sources, ...], first: int, last: int, picked: str = ""
+    ) -> None:
+        self.name, self.parts, self.picked = name, parts, picked
+        self.first, self.last = first, last
+
+    @staticmethod
+    def union(sets: Iterable[Sources], picked: str = "") -> Sources:
+        """All of some sets."""
+        parts = tuple(dict.fromkeys(sets))
+        if len(parts) == 1 and not picked:
+            return parts[0]
+        return Sources("", parts, min(p.first for p in parts), max(p.last for p in parts), picked)
+
+    def meets(self, other: Sources) -> bool:
+        """Whether two sets have a source in common."""
+        if self is other:
+            return True
+        first, last = max(self.first, other.first), min(self.last, other.last)
+        if first > last:
+            return False
+        if not self._greatest().isdisjoint(other._greatest()):
+            return True
+        return not self._names(first, last).isdisjoint(other._names(first, last))
+
+    def _greatest(self) -> set[Sources]:
+        """The greatest of the sets that this one is the union of."""
+        found = [self]
+        for at in found:
+            if len(found) > _FEW:
+                break
+            if not at.picked:
+                found += at.parts
+        return set(found)
+
+    def _names(self, first: int, last: int) -> set[str]:
+        """The names of the sources that are made between two nodes."""
+        names: set[str] = set()
+        seen = {(self, "")}
+        left = [(self, "")]
+        while left:
+            at, picked = left.pop()
+            if at.first > last or at.last < first:
+                continue
+            if not at.parts:
+                names.add(f"{at.name}{picked}")
+            more = {(part, f"{at.picked}{picked}") for part in at.parts} - seen
+            seen |= more
+            left += more
+        return names
 
 
 class Dependence:
@@ -39,11 +98,20 @@ class Dependence:
 
     def sources(self, value: str) -> Sources:
         """What the elements of a value are functions of; itself where nothing else is known."""
-        return self._sources.get(value) or frozenset((value,))
+        found = self._sources.get(value)
+        if found is None:
+            at = self._place(value)
+            found = self._sources[value] = Sources(value, (), at, at)
+        return found
 
     def common(self, a: str, b: str) -> bool:
         """Whether two values have a source in common."""
-        return not self.sources(a).isdisjoint(self.sources(b))
+        return self.sources(a).meets(self.sources(b))
+
+    def _place(self, value: str) -> int:
+        """Where in execution order a value is made; −1 before all."""
+        node = self.graph.producer.get(value)
+        return -1 if node is None else self.graph.index[node.id]
 
     def follow(self, node: Node, signals: Mapping[str, Signal]) -> None:
         """Learn the sources of a node's outputs."""
@@ -63,10 +131,10 @@ class Dependence:
         axes = _picked(node, signals.get(first, UNKNOWN_SIGNAL))
         for i, out in enumerate(node.outputs):
             if axes:  # parts that differ are different elements, equal ones the same
-                part = (*sorted(node.attributes.items()), i)
-                self._sources[out] = frozenset(f"{s} {part}" for s in frozenset().union(*found))
+                part = f" {(*sorted(node.attributes.items()), i)}"
+                self._sources[out] = Sources.union(found, part)
             else:
-                self._sources[out] = found[0] if len(found) == 1 else frozenset().union(*found)
+                self._sources[out] = Sources.union(found)
 
     def _repeats(self, node: Node) -> Node | None:
         """An earlier node that computes the same of the same."""
@@ -86,28 +154,38 @@ class Dependence:
         """Whether E[ab] = 0 since flipping the signs of some weights flips one of the two alone."""
         for one, other in ((a, b), (b, a)):
             groups = signals.get(one, UNKNOWN_SIGNAL).odd_in
-            if not groups or self._steps > _MOST_STEPS:
-                continue
-            if any(map(self._weights(other).isdisjoint, groups)):
+            if any(not self._contains(other, group) for group in reversed(groups)):
                 return True
         return False
 
-    def _weights(self, value: str) -> set[str]:
-        """The parameters that a value is made of."""
-        found: set[str] = set()
+    def _contains(self, value: str, group: Group) -> bool:
+        """Whether a value is made of any of some parameters; taken to be once that costs much."""
+        first = min((self._reads.get(p, -1) for p in group), default=-1)
         seen = {value}
         left = [value]
         while left:
             at = left.pop()
             self._steps += 1
-            parameter = self.graph.values[at].parameter
-            if parameter is not None:
-                found.add(parameter)
+            if self.graph.values[at].parameter in group or self._steps > _MOST_STEPS:
+                return True
             node = self.graph.producer.get(at)
-            for v in node.inputs if node is not None else ():
+            if node is None or self.graph.index[node.id] < first:
+                continue
+            for v in node.inputs:
                 if v is not None and v not in seen:
                     seen.add(v)
                     left.append(v)
+        return False
+
+    @cached_property
+    def _reads(self) -> dict[str, int]:
+        """Where in execution order each parameter is read first."""
+        found: dict[str, int] = {}
+        for i, node in enumerate(self.graph.nodes):
+            for v in node.inputs:
+                parameter = self.graph.values[v].parameter if v is not None else None
+                if parameter is not None:
+                    found.setdefault(parameter, i)
         return found
 
     def terms(
@@ -115,26 +193,43 @@ class Dependence:
     ) -> tuple[tuple[str, float], ...] | None:
         """A sum of two dependent values as numbers times values that are uncorrelated but for
         their means: ``(x + f(x)) + x`` is 2·x + f(x). None where it cannot be taken apart so."""
-        total: dict[str, float] = {}
-        left = [(v, c) for v, c in self._summands(node, signals) or ()]
-        for _ in range(8 * _MOST_TERMS):
-            if not left:
-                break
-            value, factor = left.pop()
-            value = self._same.get(value, value)
-            producer = self.graph.producer.get(value)
-            parts = None if producer is None else self._summands(producer, signals)
-            if parts is None:
-                total[value] = total.get(value, 0.0) + factor
-            else:
-                left += [(v, c * factor) for v, c in parts]
-        total = {v: c for v, c in total.items() if c != 0.0}
-        if left or not 0 < len(total) <= _MOST_TERMS:
+        found = self._summands(node, signals)
+        if found is None:
             return None
-        for a, b in combinations(total, 2):
-            if self.common(a, b) and not self.separated(a, b, signals):
+        total: dict[str, float] = {}
+        self._add_to(total, found)
+        while 0 < len(total) <= _MOST_TERMS:
+            pair = self._tied(total, signals)
+            if pair is None:
+                return tuple(total.items())
+            # the later one is made of the other, if either is
+            for value in sorted(pair, key=self._place, reverse=True):
+                producer = self.graph.producer.get(value)
+                parts = None if producer is None else self._summands(producer, signals)
+                if parts is not None:
+                    factor = total.pop(value)
+                    self._add_to(total, [(v, c * factor) for v, c in parts])
+                    break
+            else:
                 return None
-        return tuple(total.items())
+        return None
+
+    def _add_to(self, total: dict[str, float], parts: Iterable[tuple[str, float]]) -> None:
+        for value, factor in parts:
+            value = self._same.get(value, value)
+            total[value] = total.get(value, 0.0) + factor
+            if total[value] == 0.0:
+                del total[value]
+
+    def _tied(
+        self, values: Iterable[str], signals: Mapping[str, Signal]
+    ) -> tuple[str, str] | None:  # fmt: skip
+        """Two of some values, the latest ones, that are not known to be uncorrelated."""
+        latest = sorted(values, key=self._place, reverse=True)
+        for a, b in combinations(latest, 2):
+            if self.common(a, b) and not self.separated(a, b, signals):
+                return a, b
+        return None
 
     def _number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
         """What all elements of a value are, such as a weight's that starts at one number."""
