@@ -165,7 +165,7 @@ def _value(
     depth: int,
     site: Site | None,
 ) -> ValueRow:
-    signal = analysis.signal(value)
+    signal = analysis.prediction(value)
     grad = signal.grad_second_moment
     return ValueRow(
         value, op, module, module_type, analysis.graph.shape(value), depth,

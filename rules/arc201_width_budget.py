@@ -122,7 +122,7 @@ class WidthBudgetExceeded(Rule):
         if segment.ends == "add":
             return NotApplicable("it is the branch of a residual add", where)
         counted = Segment(tuple(layers), segment.begins, segment.ends, segment.head)
-        length, gradient = counted.law, counted.grad_law
+        length, gradient = analysis.laws(counted)
         if length is None or gradient is None:
             return NotApplicable("the spread is not known on all of it", where)
         forward, backward = length.variance, gradient.variance

@@ -282,7 +282,7 @@ def _fits_single(analysis: Analysis) -> bool:
     for id, value in analysis.graph.values.items():
         if "float" not in (value.dtype or "") or id in analysis.graph.static:
             continue
-        signal = analysis.signal(id)
+        signal = analysis.prediction(id)
         for moment in (signal.second_moment, signal.grad_second_moment):
             if moment is None or not (moment == 0.0 or low < moment < high):
                 return False

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, UNKNOWN
 from archlint.signal.backpropagate import Edges, backpropagate
 from archlint.signal.backward.fluctuation import Gradients
 from archlint.signal.fluctuation import Lengths
-from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.moments import UNKNOWN_PREDICTION, UNKNOWN_SIGNAL, Prediction, Signal
 from archlint.signal.propagate import propagate
-from archlint.signal.structure import Segment, Trunk, find_structure
+from archlint.signal.spread import LogLaw
+from archlint.signal.structure import Segment, Structure, Trunk, find_structure, laws
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +32,76 @@ class Coverage:
     first: Node | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Analysis:
-    """Everything a rule may read. One direction: nothing here is changed by a rule."""
+    """Everything a rule may read. One direction: nothing here is changed by a rule.
+
+    ``signals`` are what is known on the way forward. The rest is worked out when it is asked for:
+    of a healthy network few rules look at gradients or at how far single draws lie apart.
+    """
 
     graph: LayerGraph
     signals: Mapping[str, Signal]
-    segments: tuple[Segment, ...]
-    trunks: tuple[Trunk, ...]
-    coverage: Coverage
 
     def signal(self, value: str | None) -> Signal:
         """The signal of a value id; unknown where there is none."""
         return self.signals.get(value, UNKNOWN_SIGNAL) if value is not None else UNKNOWN_SIGNAL
 
+    @cached_property
+    def coverage(self) -> Coverage:
+        """How much of the graph was understood."""
+        return coverage(self.graph, self.signals)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Stretches of layers without a length reset."""
+        return self._structure.segments
+
+    @property
+    def trunks(self) -> tuple[Trunk, ...]:
+        """Chains of residual blocks."""
+        return self._structure.trunks
+
+    def laws(self, part: Segment | Trunk) -> tuple[LogLaw | None, LogLaw | None]:
+        """Of ln M at the end of a part over that at its start, over initializations, and of ln of
+        the squared gradient the other way round; None where not known."""
+        return laws(part, self.signals, self._predicted[2])
+
+    def prediction(self, value: str | None) -> Prediction:
+        """The signal of a value id, with its gradient and spreads; unknown where there is none."""
+        return self._predicted[0].get(value or "", UNKNOWN_PREDICTION)
+
+    @cached_property
+    def _structure(self) -> Structure:
+        return find_structure(self.graph, self.signals)
+
+    @cached_property
+    def _predicted(self) -> tuple[dict[str, Prediction], Lengths, Gradients]:
+        return predict(self.graph, self.signals)
+
 
 def analyse(graph: LayerGraph) -> Analysis:
-    """Propagate signals through a graph and find its structure (design: the signal engine)."""
-    signals, lengths, gradients = predict(graph)
-    structure = find_structure(graph, signals, lengths, gradients)
-    return Analysis(graph, signals, structure.segments, structure.trunks, coverage(graph, signals))
+    """Propagate signals through a graph (design: the signal engine)."""
+    return Analysis(graph, propagate(graph))
 
 
-def predict(graph: LayerGraph) -> tuple[dict[str, Signal], Lengths, Gradients]:
+def predict(
+    graph: LayerGraph, signals: Mapping[str, Signal] | None = None
+) -> tuple[dict[str, Prediction], Lengths, Gradients]:
     """The signals of a graph with their gradients and spreads, and the laws that these are of."""
     edges = Edges()
-    signals = backpropagate(graph, propagate(graph), edges)
-    lengths = Lengths(graph, signals)
-    gradients = Gradients(lengths, edges)
-    for value, signal in signals.items():
+    predictions = backpropagate(graph, signals or propagate(graph), edges)
+    lengths = Lengths(graph, predictions)
+    gradients = Gradients(lengths, edges, predictions)
+    for value, signal in predictions.items():
         law, back = lengths.total.get(value), gradients.total.get(value)
-        signals[value] = signal.but(
+        predictions[value] = signal.but(
             spread=law.variance if law else None, shortfall=law.deficit if law else None,
             grad_second_moment=_times(signal.grad_second_moment, gradients.excess.get(value)),
             grad_spread=back.variance if back else None,
             grad_shortfall=back.deficit if back else None,
         )  # fmt: skip
-    return signals, lengths, gradients
+    return predictions, lengths, gradients
 
 
 def _times(second: float | None, factor: float | None) -> float | None:

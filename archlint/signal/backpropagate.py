@@ -21,7 +21,7 @@ from archlint.signal.gradient import (
     Profile,
     no_gradient,
 )
-from archlint.signal.moments import Signal
+from archlint.signal.moments import Prediction, Signal
 
 for _family in ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
                 "recurrent"):  # fmt: skip
@@ -74,9 +74,9 @@ def gradients(
 
 def backpropagate(
     graph: LayerGraph, signals: Mapping[str, Signal], edges: Edges | None = None
-) -> dict[str, Signal]:
+) -> dict[str, Prediction]:
     """The signals with their gradients' second moment and position correlation filled in."""
-    result = dict(signals)
+    result = {value: Prediction(**vars(signal)) for value, signal in signals.items()}
     for value, g in gradients(graph, signals, edges).items():
         if value not in result or not _is_real(graph, value):
             continue

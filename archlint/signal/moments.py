@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,6 @@ class Signal:
     different positions of different samples; all in [−1, 1]. Where a tensor has no positions (or
     no samples) the pairs that differ there are no pairs: position_correlation is then 1, and
     cross_correlation the sample_correlation.
-    ``spread`` = Var ln M over initializations, of the mean square M of one sample's elements, its
-    input given; ``shortfall`` = ln E M − E ln M, by which a typical draw is shorter (theory.md 5).
-    ``grad_spread``, ``grad_shortfall``: the same of the squared gradient.
-    ``grad_second_moment``, ``grad_position_correlation``: the same of ∂⟨output, ξ⟩/∂v, ξ ~ N(0,1).
     ``odd_in``: groups of parameters, newest last; flipping the signs of all parameters of one
     group flips this tensor, so that E[v·u] = 0 exactly for every u that depends on none of them.
     ``one_sided``: no element can be negative (+1) or positive (−1); 0 otherwise.
@@ -52,12 +48,6 @@ class Signal:
     gaussian: bool = False  # whether the elements are (nearly) normal over initializations
     cross_correlation: float | None = None
     parts: tuple[Factors, ...] = ()
-    grad_second_moment: float | None = None
-    grad_position_correlation: float | None = None
-    spread: float | None = None
-    shortfall: float | None = None
-    grad_spread: float | None = None
-    grad_shortfall: float | None = None
     shared: Mapping[int, float] = field(default_factory=dict, compare=False)
     windows_share: float = 0.0
 
@@ -95,9 +85,9 @@ class Signal:
             return None
         return 1.0 if self.second_moment <= 0 else min(self.mean**2 / self.second_moment, 1.0)
 
-    def but(self, **changes: object) -> Signal:
+    def but(self, **changes: object) -> Self:
         """A copy with some fields replaced."""
-        made = object.__new__(Signal)
+        made = object.__new__(type(self))
         made.__dict__.update(self.__dict__, **changes)  # a fraction of what `replace` takes
         if len(made.__dict__) != len(self.__dict__):
             raise TypeError(f"a signal has no {', '.join(changes.keys() - self.__dict__.keys())}")
@@ -105,3 +95,24 @@ class Signal:
 
 
 UNKNOWN_SIGNAL = Signal()
+
+
+@dataclass(frozen=True)
+class Prediction(Signal):
+    """A signal with its gradient, and with how far single draws lie from both.
+
+    ``grad_second_moment``, ``grad_position_correlation``: as of the signal, of ∂⟨output, ξ⟩/∂v,
+    ξ ~ N(0,1). ``spread`` = Var ln M over initializations, of the mean square M of one sample's
+    elements, its input given; ``shortfall`` = ln E M − E ln M, by which a typical draw is shorter
+    (theory.md 5). ``grad_spread``, ``grad_shortfall``: the same of the squared gradient.
+    """
+
+    grad_second_moment: float | None = None
+    grad_position_correlation: float | None = None
+    spread: float | None = None
+    shortfall: float | None = None
+    grad_spread: float | None = None
+    grad_shortfall: float | None = None
+
+
+UNKNOWN_PREDICTION = Prediction()

@@ -18,7 +18,6 @@ from archlint.graph.ops import OPS
 from archlint.signal.activations import Activation, activation
 from archlint.signal.backward.fluctuation import Gradients, layer_shares
 from archlint.signal.dominators import Dominators, carriers
-from archlint.signal.fluctuation import Lengths
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.spread import LogLaw, Shares, gradient_law, length_law
 
@@ -47,7 +46,7 @@ class Layer:
     layer's input; ``slope_gain`` the factor on a small difference between two inputs, with E φ′² in
     place of V(q)/q; ``length_gain`` the factor on the whole length; ``affine_gain`` is ``gain`` up
     to the pre-activation. None where a signal is unknown. ``before`` and ``after`` are the value
-    ids between which ``gain`` is meant. ``shares``: what this layer adds to the spread.
+    ids between which ``gain`` is meant.
     """
 
     node: Node
@@ -62,7 +61,6 @@ class Layer:
     affine_gain: float | None
     weight_second_moment: float | None
     pre_activation: float | None  # q = E z²
-    shares: Shares | None = None
 
     @property
     def weight_gain(self) -> float | None:
@@ -127,29 +125,6 @@ class Segment:
         """The same of the whole length, biases included."""
         return _sum_of_logs([layer.length_gain for layer in self.layers])
 
-    @property
-    def law(self) -> LogLaw | None:
-        """Of ln M at the end over its mean, over initializations."""
-        shares = [layer.shares for layer in self.layers if layer.shares is not None]
-        return length_law(shares) if len(shares) == len(self.layers) else None
-
-    @property
-    def grad_law(self) -> LogLaw | None:
-        """Of ln of the squared gradient over the segment: the layers' own shares, and what the
-        fluctuation of the length does to E φ′² (signal.spread)."""
-        shares = [layer.shares for layer in self.layers if layer.shares is not None]
-        return gradient_law(shares) if len(shares) == len(self.layers) else None
-
-    @property
-    def spread(self) -> float | None:
-        """β = Var ln M at the end."""
-        return law.variance if (law := self.law) is not None else None
-
-    @property
-    def grad_spread(self) -> float | None:
-        """Var ln of the squared gradient over the segment."""
-        return law.variance if (law := self.grad_law) is not None else None
-
 
 def _sum_of_logs(gains: Sequence[float | None]) -> float | None:
     total = 0.0
@@ -189,13 +164,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """A chain of residual blocks, in order, with no norm on the stream between them. ``law``: of ln
-    M of the stream at the end over that at the start; ``grad_law`` of the squared gradient, the
-    other way round; None where not known."""
+    """A chain of residual blocks, in order, with no norm on the stream between them."""
 
     blocks: tuple[Block, ...]
-    law: LogLaw | None = None
-    grad_law: LogLaw | None = None
 
     @property
     def start(self) -> str:
@@ -206,16 +177,6 @@ class Trunk:
     def end(self) -> str:
         """The value id of the stream after the last block."""
         return self.blocks[-1].out
-
-    @property
-    def spread(self) -> float | None:
-        """β = Var ln M over the blocks."""
-        return self.law.variance if self.law is not None else None
-
-    @property
-    def grad_spread(self) -> float | None:
-        """Var ln of the squared gradient over the blocks."""
-        return self.grad_law.variance if self.grad_law is not None else None
 
     def log10_growth(self, signals: Signals) -> float | None:
         """Σ log10 of the stream's growth over its blocks without a norm in the branch, what
@@ -241,20 +202,11 @@ class Structure:
     trunks: tuple[Trunk, ...]
 
 
-def find_structure(
-    graph: LayerGraph, signals: Signals, lengths: Lengths, gradients: Gradients
-) -> Structure:
+def find_structure(graph: LayerGraph, signals: Signals) -> Structure:
     """Segments and trunks of a graph; cost linear in the nodes (but for a logarithm)."""
     blocks = list(_blocks(graph, signals, Dominators(graph)))
-    trunks = (
-        replace(trunk, law=lengths.since(trunk.end, trunk.start),
-                grad_law=gradients.since(trunk.start, trunk.end))
-        for trunk in _trunks(graph, blocks)
-    )  # fmt: skip
-    return Structure(
-        tuple(_segments(graph, signals, {block.add.id for block in blocks}, gradients)),
-        tuple(trunks),
-    )
+    segments = _segments(graph, signals, {block.add.id for block in blocks})
+    return Structure(tuple(segments), tuple(_trunks(graph, blocks)))
 
 
 # --------------------------------------------------------------------------- residual blocks
@@ -487,9 +439,7 @@ _RESETS: dict[str, Boundary] = {
 _Tail = _Start | int
 
 
-def _segments(
-    graph: LayerGraph, signals: Signals, adds: set[str], gradients: Gradients
-) -> Iterator[Segment]:
+def _segments(graph: LayerGraph, signals: Signals, adds: set[str]) -> Iterator[Segment]:
     drafts = _sweep(graph, signals, adds)
     outputs = _reaching_outputs(graph)
     taken: set[int] = set()
@@ -510,7 +460,7 @@ def _segments(
         layers: list[Layer] = []
         for here, following in zip(path, [*path[1:], None], strict=True):
             after = drafts[following].before if following is not None else None
-            layers.append(_layer(graph, signals, drafts[here], after, gradients))
+            layers.append(_layer(graph, signals, drafts[here], after))
         head = None
         if last.ends == "output" and last.node.output in outputs and _is_head(layers[-1]):
             head = layers.pop()
@@ -629,9 +579,7 @@ def _following_activation(graph: LayerGraph, output: str) -> tuple[Node | None, 
         value = readers[0].output
 
 
-def _layer(
-    graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None, gradients: Gradients
-) -> Layer:
+def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None) -> Layer:
     node = draft.node
     nonlinear, bend, out = _following_activation(graph, node.output)
     after = after if after is not None else out
@@ -652,19 +600,15 @@ def _layer(
     parameter = graph.parameter(weight_value)
     layer = Layer(node, nonlinear, parameter, count, draft.before, after, gain, gain, length,
                   affine, weight.second_moment, q)  # fmt: skip
-    if count is None or q is None or bias is None:
-        return layer
     z = signals.get(bend, UNKNOWN_SIGNAL)
-    if z.second_moment is None:
+    if count is None or gain is None or z.second_moment is None or z.mean is None:
         return layer
-    if gain is not None and layer.nonlinearity is not None and z.mean is not None:
+    if layer.nonlinearity is not None:
         moments = layer.nonlinearity.moments(z.mean, max(z.second_moment - z.mean**2, 0.0))
         if moments.second_moment > 0:
             steep = moments.slope * z.second_moment / moments.second_moment
             layer = replace(layer, slope_gain=gain * steep)
-    if nonlinear is not None and layer.nonlinearity is None:
-        return layer
-    return replace(layer, shares=layer_shares(gradients, node, nonlinear))
+    return layer
 
 
 def _bias_second_moment(signals: Signals, node: Node) -> float | None:
@@ -672,3 +616,38 @@ def _bias_second_moment(signals: Signals, node: Node) -> float | None:
     if len(node.inputs) <= position or (value := node.inputs[position]) is None:
         return 0.0
     return signals.get(value, UNKNOWN_SIGNAL).second_moment
+
+
+# --------------------------------------------------------------------------- laws
+
+
+def laws(
+    part: Segment | Trunk, signals: Signals, gradients: Gradients
+) -> tuple[LogLaw | None, LogLaw | None]:
+    """Of ln M at the end of a part over that at its start, over initializations, and of ln of the
+    squared gradient the other way round: over a segment the layers' own shares, and what the
+    fluctuation of the length does to E φ′² (signal.spread). None where not known."""
+    if isinstance(part, Trunk):
+        forward = gradients.lengths.since(part.end, part.start)
+        return forward, gradients.since(part.start, part.end)
+    shares = [_shares(layer, signals, gradients) for layer in part.layers]
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return None, None
+    return length_law(known), gradient_law(known)
+
+
+def _shares(layer: Layer, signals: Signals, gradients: Gradients) -> Shares | None:
+    """What a layer adds to the spread; None where that is not known."""
+    bend = layer.activation
+    if layer.fans is None or layer.pre_activation is None:
+        return None
+    if _bias_second_moment(signals, layer.node) is None:
+        return None
+    if bend is not None and (layer.nonlinearity is None or not _known(signals, bend.inputs[0])):
+        return None
+    return layer_shares(gradients, layer.node, bend)
+
+
+def _known(signals: Signals, value: str | None) -> bool:
+    return signals.get(value or "", UNKNOWN_SIGNAL).known

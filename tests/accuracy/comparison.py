@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph, Node
 from archlint.signal.backpropagate import backpropagate
-from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.moments import UNKNOWN_PREDICTION, Prediction, Signal
 from archlint.signal.propagate import propagate
 from tests.accuracy.models import Case
 from tests.accuracy.monte_carlo import Figures
@@ -37,7 +37,7 @@ class Row:
     gradient: float | None
     sample: float | None
     position: float | None
-    predicted: Signal
+    predicted: Prediction
     measured: Figures
 
 
@@ -114,7 +114,7 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
         made = last.get((path, tuple(figure.shape)))
         if made is None or figure.second_moment is None:
             continue
-        s = signals.get(made.output, UNKNOWN_SIGNAL)
+        s = signals.get(made.output, UNKNOWN_PREDICTION)
         forward = log_ratio(s.second_moment, figure.second_moment)
         gradient = log_ratio(s.grad_second_moment, figure.gradient)
         at[made.output] = (forward, gradient)
@@ -133,11 +133,11 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
         for out in node.outputs[:1]:
             if "float" in (graph.values[out].dtype or "") and node.op not in ("shape", "size"):
                 result.values += 1
-                if not signals.get(out, UNKNOWN_SIGNAL).known:
+                if not signals.get(out, UNKNOWN_PREDICTION).known:
                     result.unknown_values += 1
                     carriers = [v for v in node.inputs if v is not None
                                 and "float" in (graph.values[v].dtype or "")]  # fmt: skip
-                    if all(signals.get(v, UNKNOWN_SIGNAL).known for v in carriers):
+                    if all(signals.get(v, UNKNOWN_PREDICTION).known for v in carriers):
                         result.first_unknown[node.op if node.known else node.source_op] += 1
     return result
 

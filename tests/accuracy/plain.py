@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from archlint.graph.from_torch import load_torch
 from archlint.signal.analysis import predict
-from archlint.signal.moments import Signal
+from archlint.signal.moments import Prediction
 from tests.accuracy.comparison import quantile
 from tests.accuracy.ensemble import INPUT, Drawn, Logs, draw
 from tests.accuracy.models import Case, cases
@@ -59,7 +59,7 @@ def compared(case: Case, draws: int | None = None) -> list[Compared]:
     return list(_rows(found, {path: signals[v] for path, v in at.items()}))
 
 
-def _rows(found: Drawn, signals: dict[str, Signal]) -> Iterator[Compared]:
+def _rows(found: Drawn, signals: dict[str, Prediction]) -> Iterator[Compared]:
     for what, logs_by_path in (("forward", found.forward), ("gradient", found.gradient)):
         for path, logs in logs_by_path.items():
             signal = signals.get(path)

@@ -63,7 +63,7 @@ def test_moments_of_entries(name: str, bias: float) -> None:
     assert error < 0.15 * exact
     graph = stack_graph([INPUTS, *widths], bias=bias, output=OUTPUTS)
     analysis = analyse(graph)
-    gradient = analysis.signal(graph.inputs[0]).grad_second_moment
+    gradient = analysis.prediction(graph.inputs[0]).grad_second_moment
     assert gradient == pytest.approx(OUTPUTS * 2 / INPUTS, rel=1e-9)
 
 
@@ -91,7 +91,7 @@ def test_spread_of_the_gradient(name: str) -> None:
     squares = np.square(z[:, 0]).sum(axis=1)
     logs = np.log(squares[squares > 0])
     graph = stack_graph([INPUTS, *widths], output=1)
-    beta = analyse(graph).signals[graph.inputs[0]].grad_spread
+    beta = analyse(graph).prediction(graph.inputs[0]).grad_spread
     assert beta is not None
     exact = float(special.polygamma(1, INPUTS / 2)) + sum(variance_of_log(n) for n in widths)
     assert beta == pytest.approx(exact, rel=1e-9)

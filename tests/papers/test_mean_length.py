@@ -80,9 +80,11 @@ def test_typical_length_falls(depth: int) -> None:
     """At the critical variance the mean stays and the median falls by β/2 in ln (theory.md 5.2):
     in logarithms, where 600 draws tell. The engine's β is that of the segment."""
     graph = stack_graph([INPUTS, *[depth] * depth], output=1)
-    (segment,) = analyse(graph).segments
-    beta = segment.spread
-    assert beta is not None
+    analysis = analyse(graph)
+    (segment,) = analysis.segments
+    law, _ = analysis.laws(segment)
+    assert law is not None
+    beta = law.variance
     rng = np.random.default_rng(depth + 1)
     x = rng.standard_normal(INPUTS)
     *_, last = lengths(rng, x, [INPUTS, *[depth] * depth], 600)

@@ -374,7 +374,7 @@ def test_analysis_carries_the_gradient() -> None:
     graph = load_torch(lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)),
                        {"input": ((2, 16), "float32")})  # fmt: skip
     analysis = analyse(graph)
-    assert analysis.signal(graph.outputs[0]).grad_second_moment == 1.0
+    assert analysis.prediction(graph.outputs[0]).grad_second_moment == 1.0
     first = graph.nodes[0].output
     found = gradients(graph, propagate(graph))[first].second_moment
-    assert analysis.signal(first).grad_second_moment == found
+    assert analysis.prediction(first).grad_second_moment == found

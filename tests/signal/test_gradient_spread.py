@@ -51,9 +51,11 @@ def test_stack(op: str, gain: float, bias_variance: float, width: int, depth: in
     bias = math.sqrt(bias_variance)
     initializer = Initializer(op, lambda i, o: normal(math.sqrt(gain / i)))
     graph = stack_graph([width] * (depth + 1), initializer, bias=bias, output=1, activation=op)
-    (segment,) = analyse(graph).segments
-    beta = segment.grad_spread
-    assert beta is not None
+    analysis = analyse(graph)
+    (segment,) = analysis.segments
+    _, law = analysis.laws(segment)
+    assert law is not None
+    beta = law.variance
     found = _stack(op, width, depth, gain, bias).var(ddof=1)
     assert abs(beta - found) <= max(3 * found * math.sqrt(2 / DRAWS), 0.25 * found)
 
@@ -99,7 +101,7 @@ def test_convolutions(channels: int, depth: int, size: int, pooled: bool) -> Non
         return network
 
     found = draw(build, (channels, size, size), 1000).gradient[INPUT]
-    beta = analyse(_conv_graph(channels, depth, size, pooled)).signals["x"].grad_spread
+    beta = analyse(_conv_graph(channels, depth, size, pooled)).prediction("x").grad_spread
     assert beta is not None
     # What a gradient owes to weights that its masks at other positions depend on is known for its
     # mean (the lean towards the activations), and for its variance in part: more so with few
@@ -139,9 +141,11 @@ def test_residual_networks(width: int, inner: int, depth: int, eta: float) -> No
         value = b.node("add", [value, h], (1, width))
     head = b.parameter("head", (1, width), normal(1.0))
     graph = b.finish([b.node("linear", [value, head, None], (1, 1))])
-    (trunk,) = analyse(graph).trunks
-    beta = trunk.grad_spread
-    assert beta is not None
+    analysis = analyse(graph)
+    (trunk,) = analysis.trunks
+    _, law = analysis.laws(trunk)
+    assert law is not None
+    beta = law.variance
     rng = np.random.default_rng(width + depth)
     h = np.broadcast_to(rng.standard_normal(width), (DRAWS, width))
     kept = []

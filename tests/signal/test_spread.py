@@ -14,7 +14,7 @@ from torch import nn
 from archlint.graph.from_torch import load_torch
 from archlint.initialization.distribution import normal
 from archlint.signal.activations import activation
-from archlint.signal.analysis import analyse
+from archlint.signal.analysis import analyse, predict
 from archlint.signal.criticality import critical
 from archlint.signal.spread import (
     CERTAIN,
@@ -81,10 +81,12 @@ def _lengths(
 def test_beta_of_a_stack(depth: int, width: int) -> None:
     """β against the variance of ln M over 400 draws: three standard errors or 20 %."""
     graph = load_torch(mlp(depth, width, he))
-    (segment,) = analyse(graph).segments
+    analysis = analyse(graph)
+    (segment,) = analysis.segments
     logs = np.log(_lengths(lambda: mlp(depth, width, he), width, 400))
-    beta = segment.spread
-    assert beta is not None
+    law, _ = analysis.laws(segment)
+    assert law is not None
+    beta = law.variance
     error = logs.var() * math.sqrt(2 / logs.size)
     assert abs(beta - logs.var()) <= max(3 * error, 0.2 * logs.var())
 
@@ -133,6 +135,6 @@ def test_lengths_that_all_but_vanish(op: str) -> None:
     """What underflows when squared has no spread, and ends nothing."""
     tiny = Initializer("tiny", lambda i, o: normal(1e-60))
     graph = stack_graph([8] * 9, tiny, output=1, activation=op)
-    signals = analyse(graph).signals
+    signals, _, _ = predict(graph)
     assert signals["z0"].spread == pytest.approx(normal_law(8).variance, rel=0.2)
     assert all(s.spread is None or math.isfinite(s.spread) for s in signals.values())

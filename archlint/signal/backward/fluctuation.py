@@ -20,7 +20,7 @@ c_g·√(1 − c²)/π. One of C directions has then the energy Λ(0) in place o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -53,6 +53,7 @@ from archlint.signal.fluctuation import (
     windows_of,
 )
 from archlint.signal.gaussian import Floats, hermite_coefficients, nodes_and_weights
+from archlint.signal.moments import Prediction
 from archlint.signal.offsets import Pairs, alike, apart, gathered, mixed, scattered
 from archlint.signal.spread import (
     CERTAIN,
@@ -89,6 +90,7 @@ class Gradients:
 
     lengths: Lengths
     edges: Edges
+    predictions: Mapping[str, Prediction]
     chain: Chain = field(default_factory=lambda: Chain({}, {}, {}))
     state: dict[str, Fluctuation] = field(default_factory=dict)
     pairs: dict[str, Pairs] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Gradients:
             return None
         if math.prod(sizes) <= 1:
             return replace(g, alike=Pairs(sizes))
-        c = self.lengths.signal(value).grad_position_correlation
+        c = self.predictions[value].grad_position_correlation
         return None if c is None else replace(g, alike=Pairs(sizes, None, c))
 
     def _settle(self, value: str, parts: list[tuple[float, Back | None]], readers: int
