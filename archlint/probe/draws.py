@@ -1,13 +1,15 @@
 """Many independent draws of a network's weights at once, straight from their laws.
 
 The random numbers of a draw come from a generator of its own, seeded by the run's seed and the
-draw's number: however draws are grouped, the same seed gives the same networks.
+draw's number; on a GPU, where a call costs more than its numbers, from that of a block of draws,
+whose size depends on the network alone. So the same seed gives the same networks, however draws are
+grouped.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,6 +31,42 @@ EXACT = frozenset({"normal", "uniform", "truncated_normal", "constant", "zeros",
 _SCALED = ("normal", "uniform", "mixture", "trained")
 _WORTH_THREADS = 500_000  # random numbers of a chunk
 _SEEDS = 0x9E3779B97F4A7C15  # odd: distinct draws get distinct seeds
+_MOST = 64  # draws of a block
+Room = dict[str, Tensor]  # memory for the numbers of draws, used again by whoever keeps it
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Numbers for draws from a device's own generator, a block of draws by a call.
+
+    ``salt`` tells apart what is drawn for one network; ``elements`` are the numbers of one draw,
+    ``bound`` those of a block.
+    """
+
+    seed: int
+    salt: int
+    elements: int
+    device: torch.device
+    bound: int = 2**16
+
+    @property
+    def size(self) -> int:
+        """How many draws a block has: a power of two, as chunks most often are."""
+        most = min(_MOST, self.bound // max(self.elements, 1))
+        return 1 << max(most.bit_length() - 1, 0)
+
+    def draw(
+        self, first: int, count: int, make: Callable[[torch.Generator, int], Tensor]
+    ) -> Tensor:
+        """[count, …]: the numbers of draws ``first`` … ``first + count − 1``, of those that
+        ``make`` gives for a whole block, [size, …]."""
+        generator, size, parts = torch.Generator(self.device), self.size, []
+        for number in range(first // size, (first + count - 1) // size + 1):
+            seed = (self.seed * 1_000_003 + number) * _SEEDS + self.salt * 0xD1342543DE82EF95
+            generator.manual_seed(seed % 2**63)
+            start = number * size
+            parts.append(make(generator, size)[max(first - start, 0) : first + count - start])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -121,24 +159,11 @@ class Drawer:
         """Random numbers of one draw."""
         return sum(self.sizes.values())
 
-    def draw(self, first: int, count: int) -> dict[str, Tensor]:
+    def draw(self, first: int, count: int, room: Room | None = None) -> dict[str, Tensor]:
         """Draws ``first`` … ``first + count − 1``: name -> [count, *shape]; without the first
-        axis where a parameter is the same in every draw."""
-        rows = {
-            kind: torch.empty((count, size), dtype=torch.float32, device=self.device)
-            for kind, size in self.sizes.items()
-            if size
-        }
-
+        axis where a parameter is the same in every draw. They hold until ``room`` is used again."""
         fill = self._by_table if self.device.type == "cpu" else self._by_torch
-        one = partial(fill, rows, first)
-        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if workers > 1 and count > 1 and self.elements * count > _WORTH_THREADS:
-            with ThreadPoolExecutor(workers) as pool:  # filling lets other threads run
-                list(pool.map(one, range(count)))
-        else:
-            for i in range(count):
-                one(i)
+        rows = fill(first, count, {} if room is None else room)
         found: dict[str, Tensor] = {}
         made: dict[int, Tensor] = {}
         for name, plan in self.plans.items():
@@ -151,28 +176,53 @@ class Drawer:
             found[name] = made[id(plan)]
         return found
 
-    def _by_table(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
+    def _by_table(self, first: int, count: int, room: Room) -> dict[str, Tensor]:
         """Two numbers by 16 bits, out of 65,536 equally likely pairs. Five times as fast as exact
         numbers, which are most of the cost of a small network."""
+        rows = {}
+        for kind, size in self.sizes.items():
+            if size:
+                if kind not in room or len(room[kind]) < count:
+                    room[kind] = torch.empty((count, size), dtype=torch.float32)
+                rows[kind] = room[kind][:count]
+        one = partial(self._row, {kind: t.numpy().view(np.float64) for kind, t in rows.items()},
+                      first)  # fmt: skip
+        workers = torch.get_num_threads()
+        if workers > 1 and count > 1 and self.elements * count > _WORTH_THREADS:
+            with ThreadPoolExecutor(workers) as pool:  # filling lets other threads run
+                list(pool.map(one, range(count)))
+        else:
+            for i in range(count):
+                one(i)
+        return rows
+
+    def _row(self, rows: Mapping[str, npt.NDArray[np.float64]], first: int, i: int) -> None:
         bits = np.random.SFC64([self.seed, first + i])
         for kind, row in rows.items():
-            pairs = row.shape[1] // 2
+            pairs = row.shape[1]
             raw = np.asarray(bits.random_raw(pairs // 4 + 1)).view(np.uint16)[:pairs]
-            out = row[i].numpy().view(np.float64)
+            out = row[i]
             for start, stop, law in self.tables[kind]:
                 table = _pairs(kind, law.mean, law.std) if law else _pairs(kind)
                 some = slice(start // 2, stop // 2)
                 np.take(table, raw[some], out=out[some], mode="wrap")
 
-    def _by_torch(self, rows: Mapping[str, Tensor], first: int, i: int) -> None:
+    def _by_torch(self, first: int, count: int, room: Room) -> dict[str, Tensor]:
         """Numbers of the device's own generator."""
-        generator = torch.Generator(self.device)
-        generator.manual_seed((self.seed * 1_000_003 + first + i) * _SEEDS % 2**63)
-        for kind, row in rows.items():
-            if kind == "normal":
-                row[i].normal_(generator=generator)
-            else:
-                row[i].uniform_(generator=generator)
+
+        def make(kind: str, generator: torch.Generator, draws: int) -> Tensor:
+            x = torch.empty((draws, self.sizes[kind]), dtype=torch.float32, device=self.device)
+            return x.normal_(generator=generator) if kind == "normal" else x.uniform_(
+                generator=generator
+            )  # fmt: skip
+
+        return {
+            kind: Blocks(self.seed, k, size, self.device, 2**22).draw(
+                first, count, partial(make, kind)
+            )
+            for k, (kind, size) in enumerate(self.sizes.items())
+            if size
+        }
 
     def _constant(self, name: str, plan: Plan) -> Tensor:
         if name not in self.fixed:

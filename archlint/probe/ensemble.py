@@ -8,8 +8,9 @@ added to it, for a random direction at the output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from archlint.finding import Claim
-from archlint.probe.draws import Drawer
+from archlint.probe.draws import Blocks, Drawer, Room
 from archlint.probe.execute import DATA_SIZED, Program
 from archlint.probe.feed import Feed
 from archlint.probe.ops.frame import CannotExecute
@@ -60,6 +61,38 @@ def threads_for(elements: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_LIBRARIES = 2**26  # bytes of a GPU that its libraries take for themselves, such as cuBLAS
+
+
+@contextmanager
+def bounded(device: torch.device, memory: float) -> Iterator[None]:
+    """On CUDA, torch takes no more than ``memory`` bytes beyond what it has: more is refused as if
+    the device were full. Elsewhere the size of the chunks alone bounds it."""
+    if device.type != "cuda":
+        yield
+        return
+    most = torch.cuda.memory_reserved(device) + memory + _LIBRARIES
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), device)
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # the device is lost
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
+    """On CUDA, convolutions in single precision, not in TensorFloat-32, and the same each time."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
 @dataclass
 class Ensemble:
     """Draws of a network. ``claims`` say what is measured; :meth:`extend` adds draws.
@@ -74,7 +107,6 @@ class Ensemble:
     real: torch.dtype
     device: torch.device
     memory: float
-    most: int = 32  # draws of a chunk: more win no time and leave the caches
     together: bool = True  # by vmap; else one draw after the other
     done: int = 0
     looks: int = 0  # at the draws so far, each of which spends some of α
@@ -90,6 +122,7 @@ class Ensemble:
         self.backward = any("gradient" in c.statistic for c in self.claims)
         self.samples = _samples(self.analysis)
         self.found: list[list[Floats]] = [[] for _ in self.claims]
+        self.room: Room = {}
         self.no_path: set[str] = set()
         self.chunk = self._first_chunk()
         ops = {node.op for node in graph.walk()}
@@ -106,10 +139,13 @@ class Ensemble:
     # ------------------------------------------------------------------ memory
 
     def _first_chunk(self) -> int:
-        """As many draws as fit: their weights, and the values that live at the same time."""
+        """As many draws as fit, their weights and the values that live at the same time, and no
+        more than what fills the device: they win no time, and leave the processor's caches."""
         size = self.real.itemsize
         weights = self.drawer.elements * (4 + 2 * size)
-        return max(1, min(self.most, int(self.memory / (weights + self._bytes() + 1))))
+        least, full = (32, 2**13) if self.device.type == "cpu" else (256, 2**20)
+        most = min(max(least, int(full / max(self._work(1), 1.0))), 8 * least)
+        return max(1, min(most, int(self.memory / (weights + self._bytes() + 1))))
 
     def _bytes(self) -> float:
         """Bytes of the values of one draw: all of them where a backward pass needs them, else
@@ -150,6 +186,7 @@ class Ensemble:
                     continue
                 if not self.together or isinstance(problem, torch.OutOfMemoryError):
                     raise
+                torch.zeros(1, device=self.device).cpu()  # raises where the device is lost
                 self.together = False
                 text = " ".join(str(problem).split())[:100]
                 self.remarks.append(f"drawn one by one, since vmap does not take it: {text}")
@@ -157,7 +194,7 @@ class Ensemble:
             self.done += count
 
     def _take(self, first: int, count: int) -> None:
-        drawn = self.drawer.draw(first, count)
+        drawn = self.drawer.draw(first, count, self.room)
         inputs = self.feed.draw(first, count)
         fixed = {k: p for k, p in drawn.items() if not self.drawer.plans[k].kind}
         varied = {k: p for k, p in drawn.items() if k not in fixed}
@@ -173,7 +210,11 @@ class Ensemble:
             found = self.program.run({**fixed, **varied}, inputs, watch if zeros else None)
             return [found[v] for v in values], [found[o] for o in self.outputs if zeros]
 
-        with torch.set_grad_enabled(self.backward), threads_for(self._work(count)):
+        with (
+            torch.set_grad_enabled(self.backward),
+            threads_for(self._work(count)),
+            exact_convolutions(self.device),
+        ):
             if self.together:
                 seen, outputs = torch.func.vmap(one, randomness="different")(varied, inputs, zeros)
             else:
@@ -186,11 +227,17 @@ class Ensemble:
             values_seen = {v: x.detach() for v, x in zip(values, seen, strict=True)}
             lengths = {v: self._lengths(v, x) for v, x in values_seen.items()}
             slopes = self._slopes(first, outputs, zeros) if self.backward else {}
-        for claim, parts in zip(self.claims, self.found, strict=True):
-            if claim.statistic in UNITS:
-                parts.append(self._units(claim, values_seen[claim.end]))
-            else:
-                parts.append(self._ratio(claim, lengths, slopes))
+        made = [
+            self._units(claim, values_seen[claim.end])
+            if claim.statistic in UNITS
+            else self._ratio(claim, lengths, slopes)
+            for claim in self.claims
+        ]
+        # At once, since the processor waits for it, and what it has a lost device cannot take.
+        every: Floats = torch.cat(made, 1).cpu().double().numpy()
+        ends = np.cumsum([x.shape[1] for x in made])[:-1]
+        for parts, part in zip(self.found, np.split(every, ends, 1), strict=True):
+            parts.append(part)
 
     def _zeros(self, count: int) -> dict[str, Tensor]:
         if not self.backward:
@@ -207,14 +254,17 @@ class Ensemble:
         self, first: int, outputs: Sequence[Tensor], zeros: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """ln of the squared norm of the gradient at each value: [draw, sample]."""
-        generator = torch.Generator(self.device)
-        generator.manual_seed((self.drawer.seed * 7_919 + first) % 2**63)
         total: Tensor | None = None
-        for y in outputs:
+        for k, y in enumerate(outputs):
             if not y.requires_grad:
                 continue
-            direction = torch.empty(y.shape, dtype=torch.float32, device=self.device)
-            part = (y * direction.normal_(generator=generator).to(y.dtype)).sum()
+
+            def normal(generator: torch.Generator, draws: int, shape: Any = y.shape[1:]) -> Tensor:
+                x = torch.empty((draws, *shape), dtype=torch.float32, device=self.device)
+                return x.normal_(generator=generator)
+
+            blocks = Blocks(self.drawer.seed, 1024 + k, y[0].numel(), self.device)
+            part = (y * blocks.draw(first, len(y), normal).to(y.dtype)).sum()
             total = part if total is None else total + part
         if total is None:
             self.no_path.update(zeros)
@@ -244,34 +294,32 @@ class Ensemble:
 
     def _ratio(
         self, claim: Claim, lengths: Mapping[str, Tensor], slopes: Mapping[str, Tensor]
-    ) -> Floats:
+    ) -> Tensor:
         """ln of the ratio that a claim is about, [draw, sample]; nan where there is none."""
         table = slopes if "gradient" in claim.statistic else lengths
         end = table.get(claim.end)
         start = table.get(claim.start) if claim.start is not None else None
         if end is None or (claim.start is not None and start is None):
-            return np.full((next(iter(lengths.values())).shape[0], 1), np.nan)
+            some = next(iter(lengths.values()))
+            return torch.full_like(some[:, :1], torch.nan)
         x = end if start is None else start - end if table is slopes else end - start
         if claim.also is not None:
             x = x - lengths[claim.also]
-        found: Floats = x.double().cpu().numpy()
-        return found
+        return x
 
-    def _units(self, claim: Claim, x: Tensor) -> Floats:
+    def _units(self, claim: Claim, x: Tensor) -> Tensor:
         """ln of what a claim about the features of a value says of each sample, [draw, sample]."""
         roles = self.analysis.signal(claim.end).roles
         features = [a for a, role in enumerate(roles) if role == "feature"]
         axis = features[-1] + 1 if features and len(roles) == x.dim() - 1 else x.dim() - 1
-        x = x.double()
+        x = x if self.device.type == "mps" else x.double()
         squared = self._by_sample(claim.end, x.square()).mean(-1)
         common = self._by_sample(claim.end, x.mean(axis, keepdim=True).square()).mean(-1)
         between = (squared - common).clamp(min=0.0)
         if claim.statistic == "unit difference":  # exact zeros count as what rounding leaves
             spread = self._by_sample(claim.end, x.var(axis, unbiased=False, keepdim=True)).mean(-1)
-            found: Floats = (spread.maximum(_ROUNDING * squared) / squared).log().cpu().numpy()
-            return found
-        found = (common / between).log().cpu().numpy()
-        return found
+            return (spread.maximum(_ROUNDING * squared) / squared).log()
+        return (common / between).log()
 
     def ratios(self, claim: int) -> tuple[Floats, int]:
         """The draws of a claim with finite values, and how many had none."""

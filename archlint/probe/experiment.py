@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from archlint.errors import ArchlintError
 from archlint.finding import Claim, Finding, Measurement, Training, Verdict
 from archlint.probe.draws import Drawer
-from archlint.probe.ensemble import Ensemble, OutOfMemory, free_memory
+from archlint.probe.ensemble import Ensemble, OutOfMemory, bounded, free_memory
 from archlint.probe.execute import Program, unknown_nodes
 from archlint.probe.feed import Data, Feed, read_data
 from archlint.probe.ops.frame import CannotExecute
@@ -42,7 +43,8 @@ def device_of(name: str) -> torch.device:
     hint = "leave --device out to take what is there, or say --device cpu"
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            with suppress(RuntimeError):  # it is there, and in no state to compute
+                return _working(torch.device("cuda", torch.cuda.current_device()))
         return torch.device("cpu")
     try:
         device = torch.device(name)
@@ -55,12 +57,26 @@ def device_of(name: str) -> torch.device:
         if count == 0:
             raise ArchlintError(f"--device {name}: torch finds no CUDA device here", hint)
         if (device.index or 0) >= count:
-            raise ArchlintError(f"--device {name}: there are {count} CUDA devices", hint)
+            raise ArchlintError(
+                f"--device {name}: there {'is' if count == 1 else 'are'} {count} CUDA "
+                f"device{'s' if count > 1 else ''}, the first is cuda:0", hint)  # fmt: skip
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise ArchlintError(f"--device {name}: torch finds no Metal device here", hint)
     elif device.type != "cpu":
         raise ArchlintError(f"{name!r} is no device", "one of auto, cpu, cuda, cuda:1, mps")
+    try:
+        return _working(device)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:120]
+        raise ArchlintError(f"--device {name}: torch cannot compute there: {text}", hint) from error
+
+
+def _working(device: torch.device) -> torch.device:
+    """The device, once it has computed something. Raises RuntimeError."""
+    torch.zeros(1, device=device).cpu()
     return device
 
 
@@ -85,17 +101,18 @@ def run(
     memory = options.memory if options.memory is not None else free_memory(device) / 4
     started = time.monotonic()
     outcome = Outcome(tuple(findings))
-    if any(f.claim is not None for f in findings):
-        # Half of the time is for training, where that is asked.
-        share = replace(options, time=options.time / 2) if options.train else options
-        outcome = _measured(analysis, findings, share, device, real, data, memory, build)
-    outcome = replace(outcome, findings=tuple(_unmeasured(f) for f in outcome.findings))
-    if options.train and not outcome.interrupted:
-        made = start(analysis, outcome.findings, options, device, data, memory,
-                     started + options.time)  # fmt: skip
-        outcome = replace(outcome, findings=made.findings, training=made.training,
-                          remarks=(*outcome.remarks, *made.remarks),
-                          interrupted=made.interrupted)  # fmt: skip
+    with bounded(device, memory):
+        if any(f.claim is not None for f in findings):
+            # Half of the time is for training, where that is asked.
+            share = replace(options, time=options.time / 2) if options.train else options
+            outcome = _measured(analysis, findings, share, device, real, data, memory, build)
+        outcome = replace(outcome, findings=tuple(_unmeasured(f) for f in outcome.findings))
+        if options.train and not outcome.interrupted:
+            made = start(analysis, outcome.findings, options, device, data, memory,
+                         started + options.time)  # fmt: skip
+            outcome = replace(outcome, findings=made.findings, training=made.training,
+                              remarks=(*outcome.remarks, *made.remarks),
+                              interrupted=made.interrupted)  # fmt: skip
     return replace(outcome, seconds=time.monotonic() - started)
 
 

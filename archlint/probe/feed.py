@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from archlint.errors import ArchlintError
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS
+from archlint.probe.draws import Blocks
 from archlint.probe.ops.frame import torch_dtype
 
 _MOST_ROWS = 4096  # of a loader: batches are drawn from these
@@ -41,21 +44,20 @@ class Feed:
 
     def draw(self, first: int, count: int) -> dict[str, Tensor]:
         """The inputs of draws ``first`` … ``first + count − 1``: value id -> [count, *shape]."""
-        found: dict[str, list[Tensor]] = {id: [] for id in self.graph.inputs}
-        for i in range(first, first + count):
-            generator = torch.Generator(self.device)
-            generator.manual_seed((self.seed * 1_000_003 + i) * 0xD1342543DE82EF95 % 2**63)
-            for id, parts in found.items():
-                parts.append(self._one(id, generator))
-        return {id: torch.stack(parts) for id, parts in found.items()}
+        found = {}
+        for k, id in enumerate(self.graph.inputs):
+            size = math.prod(n or 1 for n in self.graph.shape(id) or ())
+            blocks = Blocks(self.seed, 16 + k, size, self.device)
+            found[id] = blocks.draw(first, count, partial(self._block, id))
+        return found
 
-    def _one(self, id: str, generator: torch.Generator) -> Tensor:
+    def _block(self, id: str, generator: torch.Generator, draws: int) -> Tensor:
         value = self.graph.values[id]
-        shape = [n or 1 for n in value.shape or ()]
+        shape = (draws, *(n or 1 for n in value.shape or ()))
         dtype = torch_dtype(value.dtype, self.real) or self.real
         if id in self.rows:
             rows = self.rows[id]
-            chosen = torch.randint(rows.shape[0], (shape[0],), generator=generator,
+            chosen = torch.randint(rows.shape[0], shape[:2], generator=generator,
                                    device=self.device)  # fmt: skip
             return rows[chosen].to(dtype)
         if dtype.is_floating_point:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from archlint.graph.model import Parameter
+from archlint.probe.draws import Room
 from archlint.probe.ops.frame import torch_dtype
 
 MOST = 256  # draws by building
@@ -56,7 +57,7 @@ class Rebuilder:
         """Numbers of one draw."""
         return sum(int(np.prod(p.shape)) for p in self.parameters.values())
 
-    def draw(self, first: int, count: int) -> dict[str, Tensor]:
+    def draw(self, first: int, count: int, room: Room | None = None) -> dict[str, Tensor]:
         """Draws ``first`` … ``first + count − 1``: name -> [count, *shape]."""
         each = [self._built(i) for i in range(first, first + count)]
         return {

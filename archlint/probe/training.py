@@ -22,7 +22,7 @@ from torch import Tensor
 from archlint.finding import Training
 from archlint.graph.model import LayerGraph
 from archlint.probe.draws import Drawer
-from archlint.probe.ensemble import is_out_of_memory, threads_for
+from archlint.probe.ensemble import exact_convolutions, is_out_of_memory, threads_for
 from archlint.probe.execute import DATA_SIZED, Program
 from archlint.probe.task import Batch, NoTask, Readout, Task
 
@@ -136,7 +136,7 @@ class Runs:
         state: dict[str, tuple[Tensor, Tensor]] = {}
         if self.optimizer == "adam":
             state = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in weights.items()}
-        with threads_for(self._work(len(active))):
+        with threads_for(self._work(len(active))), exact_convolutions(self.device):
             self._go_on(active, rates, weights, others, fixed, state, tick)
 
     def _work(self, runs: int) -> float:

@@ -20,6 +20,7 @@ from archlint.probe.experiment import run
 from archlint.probe.options import ProbeOptions
 from archlint.probe.sequential import judge, looks, spent
 from archlint.signal.analysis import Analysis, analyse
+from tests.probe.false_verdicts import BORDERLINE
 from tests.rules import models
 
 
@@ -133,9 +134,6 @@ def relu(width: int, depth: int, draws: int, random: np.random.Generator) -> np.
         on = np.maximum(random.binomial(width, 0.5, draws), 1)
         total += np.log(2 / width * random.chisquare(on))
     return total
-
-
-BORDERLINE = [(width, depth) for width in (16, 20, 32, 64, 128) for depth in (5, 10, 20, 30)]
 
 
 @pytest.mark.slow

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from torch import nn
 
 from archlint.cli import cli
-from archlint.finding import Claim, Finding, Severity
-from archlint.graph.from_torch import load_torch
-from archlint.probe.experiment import run
-from archlint.probe.options import ProbeOptions
-from archlint.signal.analysis import analyse
-from tests.probe.test_verdicts import BORDERLINE, HEALTHY, MUST_CONFIRM, relu
+from tests.probe.false_verdicts import BORDERLINE, REPETITIONS, probes, truth
+from tests.probe.test_verdicts import HEALTHY, MUST_CONFIRM, relu
 from tests.rules import models
 
 TARGETS = """
@@ -95,14 +89,17 @@ def test_false_findings_on_healthy_networks(folder: Path) -> None:
     assert counts["refuted"] > 3 * counts["inconclusive"]
 
 
-def plain(width: int, depth: int) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        layers: list[nn.Module] = []
-        for _ in range(depth):
-            layers += [models.he(nn.Linear(width, width)), nn.ReLU()]
-        return nn.Sequential(*layers)
-
-    return build
+@pytest.mark.parametrize(("width", "depth"), [(16, 5), (64, 20)])
+def test_true_figures(width: int, depth: int) -> None:
+    """What the repetitions below take for true is what networks drawn exactly have."""
+    true = truth(width, depth)
+    x = relu(width, depth, 400_000, np.random.default_rng(11))
+    error = x.std() / len(x) ** 0.5
+    assert x.mean() == pytest.approx(true["typical length"] * math.log(10), abs=4 * error)
+    assert x.var() == pytest.approx(true["length spread"], rel=4 * (5 / len(x)) ** 0.5)
+    moment = np.exp(x)
+    error = moment.std() / len(x) ** 0.5
+    assert moment.mean() == pytest.approx(10 ** true["length"], abs=4 * error)
 
 
 @pytest.mark.slow
@@ -111,32 +108,8 @@ def test_false_verdicts_of_whole_probes() -> None:
     """1,000 probes with other seeds, 50 on each of 20 networks: claims of the mean length, the
     typical length and the spread whose true figures lie at the limit but for a thousandth, true
     and false in turn."""
-    random = np.random.default_rng(11)
     false: Counter[str] = Counter()
-    decided: Counter[str] = Counter()
-    for width, depth in BORDERLINE:
-        graph = load_torch(plain(width, depth), {"": ((1, width), None)})
-        analysis = analyse(graph)
-        start, end = graph.inputs[0], graph.outputs[0]
-        sample = relu(width, depth, 2_000_000, random)
-        true = {"length": 0.0, "typical length": float(sample.mean()) / math.log(10),
-                "length spread": float(sample.var())}  # fmt: skip
-        for repetition in range(50):
-            side = 1 if repetition % 2 else -1
-            claims = [
-                Claim("length", end, start, 0.0, side * 1e-3, below=True),
-                Claim("typical length", end, start, 0.0, true["typical length"] + side * 1e-3,
-                      below=True),
-                Claim("length spread", end, start, 0.0, true["length spread"] * (1 - side * 1e-3)),
-            ]  # fmt: skip
-            findings = [Finding("ARC000", "planted", Severity.ERROR, ".", "", claim=c)
-                        for c in claims]  # fmt: skip
-            options = ProbeOptions(draws=512, time=600, seed=1_000 * width + depth + 7 * repetition)
-            for finding, statistic in zip(
-                run(analysis, findings, options).findings, true, strict=True
-            ):
-                wrong = "refuted" if side > 0 else "confirmed"
-                false[statistic] += finding.verdict == wrong
-                decided[statistic] += finding.verdict != "inconclusive"
-        print(width, depth, dict(false), dict(decided), flush=True)
-    assert max(false.values()) <= 10
+    for found in probes(range(len(BORDERLINE) * REPETITIONS)):
+        false.update(found["false"])
+    print(dict(false))
+    assert max(false.values(), default=0) <= 10
