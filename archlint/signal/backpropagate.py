@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -145,10 +146,10 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
     rank = len(graph.shape(value) or ())
     if not parts:
         return no_gradient(rank)
+    if any(g.second_moment is None or math.isnan(g.second_moment) for g in parts):
+        return UNKNOWN_GRADIENT
     if len(parts) == 1:
         return parts[0]
-    if any(g.second_moment is None for g in parts):
-        return UNKNOWN_GRADIENT
     weights = [g.second_moment or 0.0 for g in parts]
     total = sum(weights)
     origin: dict[str, float] = {}

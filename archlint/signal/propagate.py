@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -68,8 +69,22 @@ def _follow(
             result = _with_parts(graph, node, signals, out, result)
         if result.shared and node.op not in _KEEP_AXES:
             result = result.but(shared={})
-        signals[out] = result
+        signals[out] = _of_numbers(result)
     dependence.follow(node, signals)
+
+
+def _of_numbers(s: Signal) -> Signal:
+    """What came out as ∞ − ∞ or 0·∞ is not known."""
+    if _is_nan(s.mean) or _is_nan(s.second_moment):
+        return Signal(roles=s.roles)
+    for name in ("position_correlation", "sample_correlation", "cross_correlation"):
+        if _is_nan(getattr(s, name)):
+            s = s.but(**{name: None})
+    return s
+
+
+def _is_nan(x: float | None) -> bool:
+    return x is not None and math.isnan(x)
 
 
 def _with_parts(

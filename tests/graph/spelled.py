@@ -6,6 +6,7 @@ tests make. The fused ops are torch's own functions, so that agreement means the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from archlint.graph.builder import GraphBuilder
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS
 from archlint.initialization.distribution import constant as constant_law
+from archlint.probe.ops.affine import torch_padding
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -184,6 +186,14 @@ EXECUTE: dict[str, Callable[..., Tensor]] = {
     "linear": _linear,
     "conv": lambda a, x, w, b=None: F.conv2d(
         x, w, b, a["stride"], a["padding"][:2], a["dilation"], a["groups"]
+    ),
+    "pad": lambda a, x, fill: F.pad(x, torch_padding(a["padding"]), value=float(fill)),
+    "max_pool": lambda a, x: F.max_pool2d(
+        F.pad(x, torch_padding(a["padding"]), value=-math.inf),
+        a["kernel"],
+        a["stride"],
+        0,
+        a["dilation"],
     ),
     "embedding": lambda a, i, w: F.embedding(i, w),
     "gather": lambda a, x, i: torch.index_select(x, a["axis"], i.flatten()).reshape(

@@ -642,6 +642,20 @@ def test_a_bias_that_is_a_parameter_of_zeros_stays() -> None:
     assert len(only(recognised(build)).inputs) == 3
 
 
+def _same_max_pool(t: Trace, fill: float) -> T:
+    x = t.op("pad", t.input(2, 3, 7, 7), t.constant(fill), padding=(0, 0, 0, 0, 0, 0, 1, 1))
+    return t.op("max_pool", x, kernel=(3, 3), stride=(2, 2), padding=(0,) * 4, dilation=(1, 1))
+
+
+def test_max_pool_takes_padding_that_is_never_the_maximum() -> None:
+    node = only(recognised(lambda t: _same_max_pool(t, -math.inf)))
+    assert node.attributes["padding"] == (0, 0, 1, 1)
+
+
+def test_max_pool_leaves_padding_of_zeros() -> None:
+    assert ops(recognised(lambda t: _same_max_pool(t, 0.0))) == ["pad", "max_pool"]
+
+
 def test_embedding_by_gather() -> None:
     def build(t: Trace) -> T:
         return t.op("gather", t.parameter(10, 4), t.ids(2, 3, count=10), axis=0)
