@@ -106,7 +106,7 @@ def record(
             note = f"forward does not run without elements ({_line(problem)}): it was run on them"
             with contextlib.suppress(Exception):
                 return _run_for_real(model, example, mode, factory, note), example
-    raise _refusal(model, problem, example, len(tried)) from problem
+    raise _refusal(model, problem, example, len(failures)) from problem
 
 
 def _attempt(
@@ -139,11 +139,12 @@ _MOST_NODES = 20_000  # recorded in all for inputs that are repaired
 def _repaired(
     model: nn.Module,
     tried: Sequence[Example],
-    failures: Sequence[tuple[Exception, Example]],
+    failures: list[tuple[Exception, Example]],
     mode: Mode,
     factory: Factory | None,
 ) -> tuple[Recording, Example] | None:
-    """Record with an input that the failures of those tried suggest, best first."""
+    """Record with an input that the failures of those tried suggest, best first; what fails again
+    is added to them."""
     order = itertools.count()
     seen = {_key(example) for example in tried}
     left, nodes = MOST, 0
@@ -154,7 +155,7 @@ def _repaired(
         found = repaired(model, example, problem, input_named, specs_for_layer)
         heapq.heappush(waiting, (0, -_progress(problem), next(order), 0, found))
 
-    for failure in failures:
+    for failure in list(failures):
         follow(*failure)
     while waiting and left and nodes <= _MOST_NODES:
         _, progress, number, taken, candidates = heapq.heappop(waiting)
@@ -168,6 +169,7 @@ def _repaired(
         try:
             return _attempt(model, candidate, None, mode, factory, suggested=True)
         except Exception as raised:
+            failures.append((raised, candidate))
             nodes += _progress(raised)
             if _progress(raised) >= -progress:
                 follow(raised, candidate)

@@ -329,28 +329,42 @@ def _fitting(example: Example, problem: BaseException, for_layer: Layer) -> Iter
         return
     shape = tuple(given.shape)
     high = getattr(layer, "num_embeddings", 2)
-    fits = [*_same_but_channels(layer, shape), *for_layer(layer, high)]
+    beside = [s.shape[1] for s in _specs(example) if s.shape != shape and len(s.shape) > 1]
+    fits = [*_same_but_features(layer, shape, beside), *for_layer(layer, high)]
     if isinstance(layer, nn.Embedding) and given.is_floating_point():
         fits.insert(0, Spec(shape, torch.int64, high))
-    for fit in fits[:3]:
+    for fit in fits[:4]:
         found = _changed(example, lambda spec, fit=fit: fit if spec.shape == shape else None)  # type: ignore[misc]
         if found is not None:
             yield found
 
 
-def _same_but_channels(layer: nn.Module, shape: tuple[int, ...]) -> Iterator[Spec]:
-    """What a convolution was given, with its number of channels."""
-    channels = getattr(layer, "in_channels", None)
+def _same_but_features(
+    layer: nn.Module, shape: tuple[int, ...], beside: Sequence[int]
+) -> Iterator[Spec]:
+    """What a layer was given, with its number of features; images as rows of patches, as many as
+    the tensors ``beside`` it tell."""
     kernel = getattr(layer, "kernel_size", None)
-    if not isinstance(channels, int) or not isinstance(kernel, tuple):
+    channels = getattr(layer, "in_channels", None)
+    if isinstance(channels, int) and isinstance(kernel, tuple):
+        rank = len(kernel)
+        if len(shape) == rank + 2:
+            yield Spec((shape[0], channels, *shape[2:]))
+        elif len(shape) == rank + 1:
+            yield Spec((shape[0], channels, *shape[1:]))
+        elif len(shape) == 2 and shape[1] == channels * math.prod(kernel):  # patches as rows
+            yield Spec((shape[0], channels, *kernel))
         return
-    rank = len(kernel)
-    if len(shape) == rank + 2:
-        yield Spec((shape[0], channels, *shape[2:]))
-    elif len(shape) == rank + 1:
-        yield Spec((shape[0], channels, *shape[1:]))
-    elif len(shape) == 2 and shape[1] == channels * math.prod(kernel):  # patches as rows
-        yield Spec((shape[0], channels, *kernel))
+    features = getattr(layer, "in_features", getattr(layer, "normalized_shape", None))
+    if isinstance(features, int):
+        features = (features,)
+    if not isinstance(features, tuple) or not features:
+        return
+    if len(shape) == 4 and len(features) == 1:
+        for rows in dict.fromkeys(beside):
+            yield Spec((shape[0], rows, *features))
+    if len(shape) > len(features):
+        yield Spec((*shape[: -len(features)], *features))
 
 
 _MULTIPLE = re.compile(r"multiple of|divisible|divide|chunks of|evenly", re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,39 @@ class LooksUp(nn.Module):
         return self.layer(self.table(places))
 
 
+class RowsOfPatches(nn.Module):
+    """Takes patches as rows, and where each is."""
+
+    main_input_name = "pixel_values"
+    config = SimpleNamespace(image_size=32, to_dict=dict)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 8)
+        self.table = nn.Embedding(64, 8)
+
+    def forward(self, pixel_values: Tensor, places: Tensor) -> Tensor:
+        """Embed.
+
+        places (`torch.LongTensor` of shape `(batch_size, num_patches)`): where a patch is.
+        """
+        return self.layer(pixel_values) + self.table(places)
+
+
+class KeptWidth(nn.Module):
+    """Takes features of another width than its configuration tells, as long as their mask."""
+
+    main_input_name = "input_features"
+    config = SimpleNamespace(num_mel_bins=80, to_dict=dict)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LayerNorm(160)
+
+    def forward(self, input_features: Tensor, input_features_mask: Tensor) -> Tensor:
+        return self.layer(input_features) * input_features_mask[..., None]
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [(AsksByName, ["x", "noise_mask"]), (AsksByNone, ["x", "second"]),
@@ -166,7 +200,8 @@ def test_missing_tensors_are_added(kind: type[nn.Module], names: list[str]) -> N
     ("kind", "fits"),
     [(Unpacks, lambda s: len(s) == 5 and s[2] == 3), (InMultiples, lambda s: s[-1] % 50 == 0),
      (AssertsMultiples, lambda s: s[-1] % 50 == 0), (OfOneSide, lambda s: s[2:] == (100, 100)),
-     (LooksUp, lambda s: True), (TellsItsShape, lambda s: s[1:3] == (2, 3))],
+     (LooksUp, lambda s: True), (TellsItsShape, lambda s: s[1:3] == (2, 3)),
+     (RowsOfPatches, lambda s: s[0] == 2 and s[2] == 48), (KeptWidth, lambda s: s[2] == 160)],
 )  # fmt: skip
 def test_shapes_are_mended(kind: type[nn.Module], fits: Any) -> None:
     recording, example = record(kind())

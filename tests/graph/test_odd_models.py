@@ -6,6 +6,7 @@ Every model here is recorded, and the recorded graph gives what the model gives.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -206,6 +207,35 @@ class LayerDrop(Base):
         return x if torch.rand([]) < 0.1 else self.fc(x)
 
 
+@lru_cache(maxsize=4)
+def _places(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device) / count
+
+
+def _unless_compiling(function: Any) -> Any:
+    """A decorator that keeps the results out of sight, in what it closes over."""
+    cached = lru_cache(maxsize=4)(function)
+    return lambda *args: cached(*args)
+
+
+class Remembering(Base):
+    @staticmethod
+    @_unless_compiling
+    def scales(count: int, device: torch.device) -> Tensor:
+        return torch.ones(count, device=device) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.scales(8, x.device) + _places(8, x.device)
+
+
+class LooksAfterItself(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        if not torch.isfinite(y).all() or torch.isnan(y.mean()):
+            y = y.clamp(-1e4, 1e4)
+        return y
+
+
 X, SEQUENCE = torch.randn(4, 8), torch.randn(2, 5, 8)
 MODELS: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
     "hooks that return a value": (Hooked, (X,)),
@@ -228,6 +258,8 @@ MODELS: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
     "outputs in containers": (Structured, (X,)),
     "a dictionary": (Dictionary, ({"x": X, "y": X + 1},)),
     "what it stores in itself": (Caching, (X,)),
+    "what functions remember": (Remembering, (X,)),
+    "a watch over what is finite": (LooksAfterItself, (X,)),
 }
 
 
@@ -291,6 +323,18 @@ def test_skipped_layers_are_seen_as_not_skipped() -> None:
     graph = verify(load_torch(LayerDrop, (X,)))
     assert [n.module for n in graph.nodes if n.op == "linear"] == ["fc"]
     assert any("random number" in note for note in graph.notes)
+
+
+def test_numbers_are_taken_to_be_finite_without_weights() -> None:
+    graph = verify(load_torch(LooksAfterItself, (X,)))
+    assert all(n.known and n.op != "clamp" for n in graph.nodes)
+    assert [note for note in graph.notes if "finite" in note] == list(graph.notes)[:1]
+
+
+def test_no_tensor_without_elements_is_left_with_the_program() -> None:
+    _places.cache_clear()
+    load_torch(Remembering, (X,))
+    assert not Remembering()(X).is_meta
 
 
 class Raises(Base):

@@ -110,6 +110,7 @@ def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
         if hasattr(value, "to_dict"):
             shrink(value, sizes)
     depths = {v for n in _SHALLOW if isinstance(v := vars(config).get(n), int)}
+    staged = {len(v) for v in vars(config).values() if isinstance(v, list | tuple)}
     lists = {
         name: value
         for name, value in vars(config).items()
@@ -118,6 +119,8 @@ def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
     depth = max([2, *(_prefix_of_all_kinds(value) for value in lists.values())])
     for name, size in sizes.items():
         value = vars(config).get(name)
+        if name in _SHALLOW and value in staged and value <= 4:
+            continue  # so many stages, each with sizes of its own
         size = depth if name in _SHALLOW else size
         if isinstance(value, int) and not isinstance(value, bool) and value > size:
             setattr(config, name, size)
@@ -128,7 +131,23 @@ def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
         value = vars(config).get(name)
         if isinstance(value, int) and isinstance(vocabulary, int) and value >= vocabulary:
             setattr(config, name, 1)
+    if "mrope_section" in getattr(config, "ignore_keys_at_rope_validation", ()):
+        _divide_rotary(config)
     return config
+
+
+def _divide_rotary(config: Any) -> None:
+    """Frequencies of a rotary embedding divided among time, height and width, as 2 to 3 to 3.
+
+    What the library assumes where a configuration does not say it fits one width of heads.
+    """
+    rotary = config.rope_parameters
+    if not isinstance(rotary, dict) or "mrope_section" in rotary:
+        return
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    half = int(width * rotary.get("partial_rotary_factor", 1.0)) // 2
+    side = 3 * half // 8
+    rotary["mrope_section"] = [half - 2 * side, side, side]
 
 
 _MOST_LAYERS = 8

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
@@ -32,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from archlint.finding import Site
 from archlint.graph.sites import calling_site, constructor_site, origin_of
+from archlint.graph.torch_recorder.caches import caches_emptied
 from archlint.graph.torch_recorder.kernels import SHAPES, spare_kernels
 from archlint.graph.torch_recorder.names import Name, name_of
 from archlint.graph.torch_recorder.replay import Place, replay, tells_places
@@ -294,7 +296,8 @@ class Recorder(TorchFunctionMode):
         self.node_of: dict[int, fx.Node] = {}
         self.kept: list[Any] = []  # tensors are known by identity: none may be freed
         self.known: dict[int, Tensor] = {}  # id -> elements that follow from literals
-        self.supposed: dict[int, Tensor] = {}  # the same for single random numbers: medians
+        self.supposed: dict[int, Tensor] = {}  # what is taken to be so, should it be asked for
+        self.reasons: dict[int, str] = {}  # why, for each of these
         self.twins: dict[int, Tensor] = {}  # id of a real tensor -> its meta tensor
         self.constants: dict[str, Tensor] = {}
         self.attributes: dict[str, Tensor] = {}
@@ -622,6 +625,8 @@ class Recorder(TorchFunctionMode):
             if known is None and self.device == "meta" and isinstance(result, Tensor):
                 self._suppose(func, short, args, kwargs, leaves, result)
         except (RuntimeError, NotImplementedError) as problem:
+            if known is None and self.device == "meta" and _WANTS_ELEMENTS.search(str(problem)):
+                raise DataDependent(f"{short} needs elements") from problem
             if known is None or self.device == "cpu":
                 raise
             # such as nonzero: the shape follows from the elements
@@ -656,26 +661,34 @@ class Recorder(TorchFunctionMode):
     def _suppose(
         self, func: Any, short: str, args: Any, kwargs: Any, leaves: list[Tensor], result: Tensor
     ) -> None:
-        """Take a single random number, should the program branch on it, to be its median.
+        """What to take a result for, should the program branch on it.
 
-        Whole layers are skipped by ``torch.rand([]) < p``: at the median the likelier case is seen.
+        A single random number is its median: whole layers are skipped by ``torch.rand([]) < p``,
+        and the likelier case is seen. Numbers are finite, which some programs look after.
         """
-        if result.numel() != 1:
-            return
-        if short in _MEDIANS and not leaves:
-            self.supposed[id(result)] = torch.full(
-                result.shape, _MEDIANS[short], dtype=result.dtype, device="cpu"
-            )
-        elif leaves and short not in _RANDOM and any(id(t) in self.supposed for t in leaves):
-            if not all(id(t) in self.supposed or self._knows(t) for t in leaves):
-                return
+        found: Tensor | None = None
+        why = ""
+        if result.numel() == 1 and short in _MEDIANS and not leaves:
+            found = torch.full((), _MEDIANS[short], dtype=result.dtype, device="cpu")
+            why = "forward branches on a random number: taken to be its median"
+        elif short in _IF_FINITE and leaves:
+            found = torch.full((), _IF_FINITE[short], device="cpu")
+            why = "forward asks whether numbers are finite: taken to be so"
+        elif (
+            short not in _RANDOM
+            and (reason := next((self.reasons[id(t)] for t in leaves if id(t) in self.reasons), ""))
+            and all(id(t) in self.supposed or self._knows(t) for t in leaves)
+        ):
             args, kwargs = pytree.tree_map_only(
                 Tensor,
                 lambda t: self.supposed.get(id(t), self.known.get(id(t))),
                 (args, kwargs),
             )
             with contextlib.suppress(RuntimeError, TypeError, ValueError):
-                self.supposed[id(result)] = self._execute_plain(func, args, kwargs)
+                found, why = self._execute_plain(func, args, kwargs), reason
+        if found is not None and result.numel() <= _SUPPOSED_LIMIT:
+            self.supposed[id(result)] = found.expand(result.shape)
+            self.reasons[id(result)] = why
 
     def _knows(self, tensor: Tensor) -> bool:
         if id(tensor) in self.known:
@@ -728,8 +741,7 @@ class Recorder(TorchFunctionMode):
             return self.call_plain(func, Name(short), args, kwargs)
         if not all(id(t) in self.supposed or self._knows(t) for t in leaves):
             raise DataDependent(f"Tensor.{short} depends on the data")
-        if any(id(t) in self.supposed for t in leaves):
-            self.notes["forward branches on a random number: taken to be its median"] = None
+        self.notes.update({self.reasons[id(t)]: None for t in leaves if id(t) in self.reasons})
         args, kwargs = pytree.tree_map_only(
             Tensor, lambda t: self.supposed.get(id(t), self.known.get(id(t))), (args, kwargs)
         )
@@ -878,7 +890,13 @@ _QUESTIONS = frozenset(
     )
 )
 
+# What torch says of operators that have no shape function, most because data decides the shape.
+_WANTS_ELEMENTS = re.compile(
+    r"with Meta tensors|register_meta function|a meta tensor without|'Meta' backend"
+)
 _MEDIANS = {"rand": 0.5, "randn": 0.0}
+_IF_FINITE = {"isfinite": True, "isnan": False, "isinf": False}  # what they say of finite numbers
+_SUPPOSED_LIMIT = 2**26  # elements up to which something is supposed
 _CHANGING = frozenset(("running_mean", "running_var", "num_batches_tracked"))
 _CHECKS = (
     "has_torch_function",
@@ -1047,6 +1065,7 @@ def record_forward(
         kwargs = {k: _replace(k, v, enter) for k, v in kwargs.items()}
         with (
             _attributes_kept(model),
+            caches_emptied(model),
             _eager(),
             recorder.modules(),
             _Dispatcher(recorder),
