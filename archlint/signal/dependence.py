@@ -8,10 +8,8 @@ so are, in a sum, two of which one changes its sign with weights that the other 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import combinations
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS
@@ -21,7 +19,6 @@ from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Signal
 _ELEMENTWISE = frozenset(
     {"activation", "arithmetic", "layout", "random", "normalisation", "softmax"}
 )
-_MOST_TERMS = 64  # of a sum that is taken apart
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
 _FEW = 24  # sets that are compared before their names are
 _MOST_STEPS = 2_000_000  # in all, back from sums to their weights
@@ -100,7 +97,7 @@ class Dependence:
         """What the elements of a value are functions of; itself where nothing else is known."""
         found = self._sources.get(value)
         if found is None:
-            at = self._place(value)
+            at = self.place(value)
             found = self._sources[value] = Sources(value, (), at, at)
         return found
 
@@ -108,7 +105,7 @@ class Dependence:
         """Whether two values have a source in common."""
         return self.sources(a).meets(self.sources(b))
 
-    def _place(self, value: str) -> int:
+    def place(self, value: str) -> int:
         """Where in execution order a value is made; −1 before all."""
         node = self.graph.producer.get(value)
         return -1 if node is None else self.graph.index[node.id]
@@ -148,7 +145,9 @@ class Dependence:
             return None
         return None if before is node else before
 
-    # ------------------------------------------------------------------ sums
+    def first(self, value: str) -> str:
+        """The first value that is computed in the same way, such as a layer called once more."""
+        return self._same.get(value, value)
 
     def separated(self, a: str, b: str, signals: Mapping[str, Signal]) -> bool:
         """Whether E[ab] = 0 since flipping the signs of some weights flips one of the two alone."""
@@ -188,50 +187,7 @@ class Dependence:
                     found.setdefault(parameter, i)
         return found
 
-    def terms(
-        self, node: Node, signals: Mapping[str, Signal]
-    ) -> tuple[tuple[str, float], ...] | None:
-        """A sum of two dependent values as numbers times values that are uncorrelated but for
-        their means: ``(x + f(x)) + x`` is 2·x + f(x). None where it cannot be taken apart so."""
-        found = self._summands(node, signals)
-        if found is None:
-            return None
-        total: dict[str, float] = {}
-        self._add_to(total, found)
-        while 0 < len(total) <= _MOST_TERMS:
-            pair = self._tied(total, signals)
-            if pair is None:
-                return tuple(total.items())
-            # the later one is made of the other, if either is
-            for value in sorted(pair, key=self._place, reverse=True):
-                producer = self.graph.producer.get(value)
-                parts = None if producer is None else self._summands(producer, signals)
-                if parts is not None:
-                    factor = total.pop(value)
-                    self._add_to(total, [(v, c * factor) for v, c in parts])
-                    break
-            else:
-                return None
-        return None
-
-    def _add_to(self, total: dict[str, float], parts: Iterable[tuple[str, float]]) -> None:
-        for value, factor in parts:
-            value = self._same.get(value, value)
-            total[value] = total.get(value, 0.0) + factor
-            if total[value] == 0.0:
-                del total[value]
-
-    def _tied(
-        self, values: Iterable[str], signals: Mapping[str, Signal]
-    ) -> tuple[str, str] | None:  # fmt: skip
-        """Two of some values, the latest ones, that are not known to be uncorrelated."""
-        latest = sorted(values, key=self._place, reverse=True)
-        for a, b in combinations(latest, 2):
-            if self.common(a, b) and not self.separated(a, b, signals):
-                return a, b
-        return None
-
-    def _number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
+    def number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
         """What all elements of a value are, such as a weight's that starts at one number."""
         constant = self.graph.constant(value)
         if constant is not None:
@@ -240,30 +196,6 @@ class Dependence:
         if s.mean is None or s.second_moment is None or value not in self.graph.static:
             return None
         return s.mean if s.second_moment - s.mean**2 <= _EQUAL * s.second_moment else None
-
-    def _summands(
-        self, node: Node, signals: Mapping[str, Signal]
-    ) -> list[tuple[str, float]] | None:
-        """A node as a sum of numbers times values of its own shape, None where it is none."""
-        shape = self.graph.shape(node.outputs[0])
-        inputs = [v for v in node.inputs if v is not None]
-        if node.op in ("add", "sub") and len(inputs) == 2:
-            found = [(inputs[0], 1.0), (inputs[1], 1.0 if node.op == "add" else -1.0)]
-        elif node.op in ("identity", "neg") and inputs:
-            found = [(inputs[0], 1.0 if node.op == "identity" else -1.0)]
-        elif node.op in ("mul", "div") and len(inputs) == 2:
-            numbers = [self._number(v, signals) for v in inputs]
-            i = next((i for i in (0, 1) if numbers[i] is not None), None)
-            factor = math.nan if i is None else numbers[i] or 0.0
-            if i is None or (node.op == "div" and i == 0):
-                return None
-            if not math.isfinite(factor) or (node.op == "div" and factor == 0.0):
-                return None
-            found = [(inputs[1 - i], factor if node.op == "mul" else 1 / factor)]
-        else:
-            return None
-        fit = shape is not None and all(self.graph.shape(v) == shape for v, _ in found)
-        return found if fit else None
 
 
 def _computed(graph: LayerGraph, node: Node) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 
 from archlint.signal.activations import Activation, activation, leaky_relu
+from archlint.signal.arithmetic import added, aligned, multiplied, scaled
+from archlint.signal.joint import together
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.rotation import rotated
 from archlint.signal.squares import (
@@ -22,7 +21,6 @@ from archlint.signal.squares import (
 )
 from archlint.signal.transfer import (
     Step,
-    both_paired,
     correlated,
     merged_groups,
     of_constant,
@@ -113,136 +111,6 @@ def _glu(step: Step) -> Signal:
 # --------------------------------------------------------------------------- sums and products
 
 
-def aligned(step: Step, i: int) -> Signal:
-    """Input ``i`` broadcast to the output: along an axis that it lacks all elements are equal."""
-    x, shape, out = step.signal(i), step.shape(i), step.out_shape()
-    if shape is None or out is None or len(shape) > len(out):
-        return x
-    other = step.signal(1 - i) if len(step.node.inputs) == 2 else x
-    target = other.roles if len(other.roles) == len(out) else ()
-    lead = len(out) - len(shape)
-    roles = x.roles if len(x.roles) == len(shape) else ()
-    if lead == 0 and roles and _knows_better(step, i, roles, target):
-        target = roles
-    if not target:
-        return x
-    if i in (0, 1) and len(roles) == len(target) == len(other.roles) and roles != other.roles:
-        exchanged = _exchanged(step, i, x, roles, shape, out)
-        if exchanged is not None:
-            return exchanged
-    x_positions = x.position_correlation
-    x_samples = x.sample_correlation
-    x_apart = x.apart
-    own_positions = shared_positions = False
-    samples = False
-    for axis, role in enumerate(target):
-        n = shape[axis - lead] if axis >= lead else 1
-        wide = n is None or n > 1 or out[axis] == 1
-        if role == "position":
-            own_positions |= wide
-            shared_positions |= not wide
-        if role == "sample":
-            samples |= axis >= lead and n is not None and n > 1
-    if shared_positions and not own_positions:
-        x_positions, x_apart = 1.0, x_samples
-    if not samples and "sample" in target and "sample" not in roles:
-        x_samples, x_apart = 1.0, x_positions
-    profile = {axis + lead: values for axis, values in x.profile.items()}
-    return x.but(position_correlation=x_positions, sample_correlation=x_samples,
-                 cross_correlation=x_apart, roles=target, profile=profile)  # fmt: skip
-
-
-def _exchanged(
-    step: Step, i: int, x: Signal, roles: tuple[Role, ...], shape: tuple[int | None, ...],
-    out: tuple[int | None, ...],
-) -> Signal | None:  # fmt: skip
-    """Of two tensors of samples whose positions and features changed places in one of them (a map
-    over positions, put back), the second in the roles of the first: what it says of positions is
-    of the other's features. None where they are not such."""
-    first = step.signal(0).roles
-    if shape != out or step.shape(1 - i) != out or "sample" not in roles:
-        return None
-    if sorted(roles) != sorted(step.signal(1 - i).roles):
-        return None
-    if i == 0:
-        return x
-    between = x.between_features(roles.index("feature")) if "feature" in roles else None
-    return x.but(roles=first, position_correlation=between, cross_correlation=between)
-
-
-def _knows_better(step: Step, i: int, roles: tuple[Role, ...], other: tuple[Role, ...]) -> bool:
-    """Whether an input's own roles tell more than the other's: a weight or table has features
-    alone, whatever its dimensions index."""
-    if not other:
-        return True
-    mine, theirs = (step.value(k) in step.graph.static for k in (i, 1 - i))
-    if mine != theirs:
-        return theirs
-    return "sample" in roles and "sample" not in other
-
-
-def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
-    """a ± b for tensors that depend on each other at most through their means:
-    E(a+b)² = E a² + E b² + 2 E a E b. The cross term is exactly zero where one of the two is odd
-    in weights that the other does not depend on, since its mean is then zero."""
-    if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
-        return Signal(roles=a.roles or b.roles)
-    cross = 2 * sign * a.mean * b.mean
-    second = max(a.second_moment + b.second_moment + cross, 0.0)
-
-    q, r = a.second_moment, b.second_moment
-
-    def joint(c: float, d: float) -> float | None:
-        return correlated(c * q + d * r + cross, second)
-
-    profile = dict(a.profile) if a.profile else {}
-    if b.profile or profile:
-        profile = _mixed_profile(a, b)
-    side = a.one_sided if sign > 0 and a.one_sided == b.one_sided else 0
-    if b.second_moment == 0:  # such as a branch whose last scale starts at zero
-        side = a.one_sided
-    elif a.second_moment == 0 and sign > 0:
-        side = b.one_sided
-    return Signal(a.mean + sign * b.mean, second, None, None,
-                  merged_groups(a.odd_in, b.odd_in), side, a.roles or b.roles,
-                  profile, a.gaussian or b.gaussian).but(**both_paired(a, b, joint))  # fmt: skip
-
-
-def _mixed_profile(a: Signal, b: Signal) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """The profile of a sum: each part's by its share of the second moment."""
-    total = (a.second_moment or 0.0) + (b.second_moment or 0.0)
-    if total <= 0:
-        return {}
-    mixed = {}
-    for axis in {*a.profile, *b.profile}:
-        one, two = a.profile.get(axis), b.profile.get(axis)
-        if one is not None and two is not None and one.size != two.size:
-            continue
-        share = (a.second_moment or 0.0) / total
-        size = (one if one is not None else two).size  # type: ignore[union-attr]
-        flat = np.ones(size)
-        mixed[axis] = share * (one if one is not None else flat) + (1 - share) * (
-            two if two is not None else flat
-        )
-    return mixed
-
-
-def multiplied(a: Signal, b: Signal) -> Signal:
-    """a·b for independent tensors: E(ab)² = E a² E b², and so for every correlation."""
-    if a.second_moment is None or b.second_moment is None:
-        return Signal(roles=a.roles or b.roles)
-    mean = None if a.mean is None or b.mean is None else a.mean * b.mean
-    return Signal(mean, a.second_moment * b.second_moment, None, None,
-                  _product_groups(a, b), a.one_sided * b.one_sided, a.roles or b.roles,
-                  a.profile or b.profile,
-                  ).but(**both_paired(a, b, lambda c, d: c * d))  # fmt: skip
-
-
-def _product_groups(a: Signal, b: Signal) -> tuple[frozenset[str], ...]:
-    """A product is odd in what exactly one factor is odd in."""
-    return tuple(g for g in (*a.odd_in, *b.odd_in) if (g in a.odd_in) != (g in b.odd_in))
-
-
 def _dependent(step: Step) -> bool:
     """Whether the two inputs are functions, element by element, of one random tensor."""
     return (step.depend(0, 1) and step.signal(0).sample_correlation != 1.0
@@ -274,26 +142,15 @@ def _add(step: Step) -> Signal:
 
 
 def _of_dependent(step: Step) -> Signal:
-    """a ± b of tensors with a common source: exact where they are sums of tensors that are
-    uncorrelated but for their means, or where weights that only one contains decide its sign."""
+    """a ± b of tensors with a common source: exact where weights that only one contains decide its
+    sign, else as functions of what they have in common (signal.joint)."""
     a, b = step.value(0), step.value(1)
     assert a is not None
     assert b is not None
     sign = 1.0 if step.node.op == "add" else -1.0
-    if step.dependence.separated(a, b, step.signals):
+    if step.dependence.separated(a, b, step.signals) or _one_is_small(step):
         return added(aligned(step, 0), aligned(step, 1), sign)
-    if _one_is_small(step):
-        return added(aligned(step, 0), aligned(step, 1), sign)
-    terms = step.dependence.terms(step.node, step.signals)
-    if terms is None and (gated := _gated_sum(step, sign)) is not None:
-        return gated
-    if terms is None:
-        return Signal(roles=step.signal(0).roles)
-    (first, factor), *rest = terms
-    total = scaled(step.signals.get(first, UNKNOWN_SIGNAL), factor)
-    for value, factor in rest:
-        total = added(total, scaled(step.signals.get(value, UNKNOWN_SIGNAL), factor))
-    return total
+    return together(step) or Signal(roles=step.signal(0).roles)
 
 
 _SMALL = 2.5e-5
@@ -305,38 +162,6 @@ def _one_is_small(step: Step) -> bool:
     """
     p, q = (step.signal(i).second_moment for i in (0, 1))
     return p is not None and q is not None and min(p, q) <= _SMALL * max(p, q)
-
-
-def _gated_sum(step: Step, sign: float) -> Signal | None:
-    """x·u ± x·v = x·(u ± v) for gates u and v, or none, without a source in common with x or with
-    each other; None for anything else."""
-    one = of_constant(np.ones(1))
-    for x, u, first in _gated(step, 0):
-        for y, v, second in _gated(step, 1):
-            sources = [s for s in (x, u, v) if s is not None]
-            if x != y or any(step.dependence.common(s, t) for s, t in combinations(sources, 2)):
-                continue
-            tensor = step.signals.get(x, UNKNOWN_SIGNAL)
-            gate = added(one if u is None else first, one if v is None else second, sign)
-            return multiplied(tensor, gate)
-    return None
-
-
-def _gated(step: Step, i: int) -> Iterator[tuple[str, str | None, Signal]]:
-    """Input ``i`` as a tensor of the output's shape times a gate: the tensor, the gate and what is
-    known of the gate."""
-    value = step.value(i)
-    if value is None or step.graph.shape(value) != step.out_shape():
-        return
-    yield value, None, UNKNOWN_SIGNAL
-    product = step.graph.producer.get(value)
-    if product is None or product.op != "mul":
-        return
-    inner = replace(step, node=product)
-    for at in (0, 1):
-        x, gate = inner.value(1 - at), inner.value(at)
-        if x is not None and gate is not None and step.graph.shape(x) == step.out_shape():
-            yield x, gate, aligned(inner, at)
 
 
 def _centred(step: Step) -> Signal | None:
@@ -353,18 +178,6 @@ def _centred(step: Step) -> Signal | None:
     return Signal(0.0, max(x.second_moment - m.second_moment, 0.0), odd_in=x.odd_in, roles=x.roles)
 
 
-def scaled(x: Signal, factor: float) -> Signal:
-    """factor·x for a number."""
-    if not math.isfinite(factor):
-        return Signal(roles=x.roles)
-    side = x.one_sided * ((factor > 0) - (factor < 0))
-    return x.but(
-        mean=None if x.mean is None else x.mean * factor,
-        second_moment=None if x.second_moment is None else x.second_moment * factor**2,
-        one_sided=side,
-    )
-
-
 @transfers("mul")
 def _mul(step: Step) -> Signal:
     if step.value(0) == step.value(1):
@@ -374,7 +187,7 @@ def _mul(step: Step) -> Signal:
         if number is not None and number.size == 1:
             return scaled(step.signal(1 - i), float(number.reshape(-1)[0]))
     if _dependent(step):
-        return Signal(roles=step.signal(0).roles)
+        return together(step) or Signal(roles=step.signal(0).roles)
     return multiplied(aligned(step, 0), aligned(step, 1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from archlint.signal.activations import Activation, activation
-from archlint.signal.elementwise import scaled
+from archlint.signal.arithmetic import scaled
 from archlint.signal.gaussian import max_of_correlated, moments_of_maximum
 from archlint.signal.gradient import merged, role_correlation
 from archlint.signal.interpolation import concentration

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from archlint.graph.from_torch import load_torch
 from archlint.signal.activations import activation
+from archlint.signal.arithmetic import added, multiplied, scaled
 from archlint.signal.attention import participation
-from archlint.signal.elementwise import added, multiplied, scaled, through
+from archlint.signal.elementwise import through
 from archlint.signal.interpolation import concentration
 from archlint.signal.moments import Signal
 from archlint.signal.pooling import averaged

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from archlint.signal.activations import Activation, activation, leaky_relu
-from archlint.signal.elementwise import added, steady_power
+from archlint.signal.arithmetic import added
+from archlint.signal.elementwise import steady_power
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,

@@ -1,0 +1,516 @@
+"""Sums and products of tensors that are functions of the same elements.
+
+Such a value is written as Σ c·Π f(r) over *roots* r without a source in common, each a normal
+variable with a signal's moments: x + LN(x), z·h + (1 − z)·x, x·sigmoid(x). Products of functions of
+different roots have products of expectations; two functions of one root have E f(r)g(r), and at two
+positions or samples Mehler's Σ a_k b_k ρ^k (signal.gaussian). What is added side by side, such as
+tokens that pass beside a class token, is taken part by part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from archlint.graph.model import Node
+from archlint.graph.ops import attribute
+from archlint.signal.activations import activation
+from archlint.signal.arithmetic import added, broadcast, scaled
+from archlint.signal.gaussian import Floats, Function, hermite, nodes_and_weights
+from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Role, Signal
+from archlint.signal.parts import parts_profile, taken, weighted_mean
+from archlint.signal.transfer import Step, correlated
+
+_MOST_OPENED = 64  # nodes that are taken apart
+_MOST_TERMS = 48
+_FEWEST_FEATURES = 16  # over which a norm's mean and variance are what they are expected to be
+_PAIRS = ("position_correlation", "sample_correlation", "cross_correlation")
+Shape = tuple[int | None, ...]
+
+
+class Place(NamedTuple):
+    """A value, or what lies between two places along one of its axes."""
+
+    value: str
+    axis: int = -1
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """number·Π f(r): of every root [f, f′] at its quadrature points, None for the element itself."""
+
+    number: float
+    factors: Mapping[Place, Floats | None]
+
+
+Expression = tuple[Term, ...]
+
+
+def together(step: Step) -> Signal | None:
+    """A sum or product whose operands have sources in common; None where it cannot be told."""
+    out = step.node.outputs[0]
+    found = _Algebra(step, Place(out)).signal()
+    return found or _part_by_part(step, out)
+
+
+def _part_by_part(step: Step, out: str) -> Signal | None:
+    """The sum of concatenations, each stretch of its own."""
+    shape = step.graph.shape(out)
+    axis, edges = _edges(step, out)
+    if shape is None or axis < 0:
+        return None
+    parts: list[tuple[Signal, int]] = []
+    for start, stop in pairwise(edges):
+        part = _Algebra(step, Place(out, axis, start, stop)).signal()
+        if part is None:
+            return None
+        parts.append((part, stop - start))
+    roles = parts[0][0].roles
+    along = axis < len(roles) and roles[axis] == "position"
+    whole = weighted_mean(parts, roles, over_positions=along)
+    return whole.but(profile={**whole.profile, **parts_profile(parts, axis, whole)})
+
+
+def _edges(step: Step, out: str) -> tuple[int, list[int]]:
+    """The axis along which concatenations enter a sum, and where their parts end; −1 without."""
+    algebra = _Algebra(step, Place(out))
+    shape = step.graph.shape(out) or ()
+    axis, edges = -1, {0}
+    left = [algebra.place]
+    for place in left:
+        if len(left) > _MOST_OPENED:
+            break
+        place = algebra.resolved(place)
+        value = place.value
+        node = step.graph.producer.get(value)
+        if node is None or step.graph.shape(value) != shape:
+            continue
+        if node.op != "concat":
+            left += algebra.children(place) or ()
+            continue
+        at = int(str(node.attributes["axis"]))
+        sizes = [(step.graph.shape(v) or (None,) * len(shape))[at] for v in node.inputs]
+        if axis not in (-1, at) or None in sizes:
+            continue
+        axis = at
+        edges.update(int(n) for n in np.cumsum([n or 0 for n in sizes]))
+    return axis, sorted(edges)
+
+
+class _Algebra:
+    """One sum or product as an expression of roots: nodes are opened until no two have a source in
+    common."""
+
+    def __init__(self, step: Step, place: Place) -> None:
+        self.step, self.place = step, place
+        self.graph, self.dependence = step.graph, step.dependence
+        self.opened = {place}
+
+    def signal(self) -> Signal | None:
+        """What is known of the expression, None where nothing is."""
+        if self.children(self.place) is None:
+            return None
+        for _ in range(_MOST_OPENED):
+            expression = self.expression(self.place)
+            if expression is None or len(expression) > _MOST_TERMS:
+                return None
+            tied = self._tied(expression)
+            if not tied:
+                return self._moments(expression)
+            # the later one is made of the other, if either is
+            more = next((p for p in tied if self.children(p) is not None), None)
+            if more is None:
+                return None
+            self.opened.add(more)
+        return None
+
+    # ------------------------------------------------------------------ places
+
+    def resolved(self, place: Place) -> Place:
+        """Where the elements of a place come from: the part of a concatenation, what was sliced."""
+        while True:
+            value, axis, start, stop = place
+            value = self.dependence.first(value)
+            shape = self.graph.shape(value)
+            if axis >= 0 and shape is not None and (start, stop) == (0, shape[axis]):
+                axis, start, stop = -1, 0, 0
+            place = Place(value, axis, start, stop)
+            node = self.graph.producer.get(value)
+            before = None if node is None else self._before(node, place)
+            if before is None:
+                return place
+            place = before
+
+    def _before(self, node: Node, place: Place) -> Place | None:
+        value, axis, start, stop = place
+        if node.op in ("identity", "cast"):
+            kinds = {self.graph.values[v].dtype for v in (value, node.inputs[0] or value)}
+            real = all(k is not None and "float" in k for k in kinds)
+            return Place(node.inputs[0] or value, axis, start, stop) if real else None
+        if node.op == "slice":
+            axes, steps = node.attributes["axes"], node.attributes["steps"]
+            shape = self.graph.shape(node.inputs[0])
+            if not isinstance(axes, tuple) or len(axes) != 1 or steps != (1,) or shape is None:
+                return None
+            at, size = int(str(axes[0])), shape[int(str(axes[0]))]
+            roles = self.step.signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL).roles
+            if size is None or axis not in (-1, at) or roles[at : at + 1] == ("feature",):
+                return None
+            starts, ends = node.attributes["starts"], node.attributes["ends"]
+            assert isinstance(starts, tuple)
+            assert isinstance(ends, tuple)
+            whole = range(size)[int(str(starts[0])) : int(str(ends[0]))]
+            inside = whole[start:stop] if axis == at else whole
+            return Place(node.inputs[0] or value, at, inside.start, inside.stop)
+        if node.op == "concat" and node.attributes["axis"] == axis:
+            for part in node.inputs:
+                n = (self.graph.shape(part) or (None,) * (axis + 1))[axis]
+                if part is None or n is None:
+                    return None
+                if start >= 0 and stop <= n:
+                    return Place(part, axis, start, stop)
+                start, stop = start - n, stop - n
+        return None
+
+    def children(self, place: Place) -> tuple[Place, ...] | None:
+        """The operands of what makes a place, None where it is no function of single elements."""
+        node = self.graph.producer.get(place.value)
+        out = self.graph.shape(place.value)
+        if node is None or out is None or node.guard or not self._opens(node, place):
+            return None
+        found = []
+        for value in node.inputs:
+            shape = self.graph.shape(value)
+            if value is None or shape is None or len(shape) > len(out):
+                return None
+            axis = place.axis - (len(out) - len(shape))
+            if place.axis < 0 or axis < 0 or (shape[axis] == 1 and out[place.axis] != 1):
+                found.append(Place(value))
+            else:
+                found.append(Place(value, axis, place.start, place.stop))
+        return tuple(found)
+
+    def _opens(self, node: Node, place: Place) -> bool:
+        if node.op in ("layer_norm", "rms_norm"):
+            axes = attribute(node.op, node.attributes, "axes")
+            x = self.step.signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL)
+            shape = self.graph.shape(node.inputs[0])
+            if not isinstance(axes, tuple) or shape is None or len(x.roles) != len(shape):
+                return False
+            over = [int(str(a)) for a in axes]
+            features = math.prod(shape[a] or 0 for a in over)
+            return place.axis not in over and features >= _FEWEST_FEATURES and all(
+                x.roles[a] == "feature" for a in over)  # fmt: skip
+        if node.op in ("mul", "div", "add", "sub"):
+            return len(node.inputs) == 2
+        return node.op in ("neg", "pow", "square") or (
+            len(node.inputs) == 1 and activation(node.op, node.attributes) is not None
+        )
+
+    # ------------------------------------------------------------------ expressions
+
+    def expression(self, place: Place) -> Expression | None:
+        """A place by the roots below what is opened."""
+        place = self.resolved(place)
+        number = self.dependence.number(place.value, self.step.signals)
+        if number is not None:
+            return (Term(number, {}),)
+        children = self.children(place) if place in self.opened else None
+        node = self.graph.producer.get(place.value)
+        if children is None or node is None:
+            return (Term(1.0, {place: None}),)
+        parts = [self.expression(child) for child in children]
+        known = [p for p in parts if p is not None]
+        return self._made(node, children, known) if len(known) == len(parts) else None
+
+    def _made(
+        self, node: Node, children: Sequence[Place], parts: Sequence[Expression]
+    ) -> Expression | None:
+        first = parts[0]
+        if node.op in ("add", "sub"):
+            return self._sum(first, _times(parts[1], 1.0 if node.op == "add" else -1.0))
+        if node.op == "neg":
+            return _times(first, -1.0)
+        if node.op == "mul":
+            return self._product(first, parts[1])
+        if node.op == "div":
+            below = self._of_one(parts[1], lambda x: 1 / x, lambda x: -1 / x**2, away=True)
+            return None if below is None else self._product(first, below)
+        if node.op == "square":
+            return self._product(first, first)
+        if node.op == "pow":
+            power = _constant(parts[1])
+            if power is None or power != int(power) or not 0 < power <= 4:
+                return None
+            found: Expression | None = first
+            for _ in range(int(power) - 1):
+                found = None if found is None else self._product(found, first)
+            return found
+        if node.op in ("layer_norm", "rms_norm"):
+            return self._normalised(node, children[0], parts)
+        phi = activation(node.op, node.attributes)
+        return None if phi is None else self._of_one(first, phi.function, phi.derivative)
+
+    def _sum(self, *expressions: Expression) -> Expression:
+        """With what is alike put together: numbers, multiples of a product of elements, functions
+        of a single root."""
+        found: dict[object, Term] = {}
+        for term in (t for e in expressions for t in e):
+            arrays = [f for f in term.factors.values() if f is not None]
+            key: object = frozenset(term.factors)
+            if arrays:
+                key = (key, "function") if len(term.factors) == 1 else (key, id(term))
+            before = found.get(key)
+            if before is None:
+                found[key] = term
+            elif not arrays:
+                found[key] = Term(before.number + term.number, term.factors)
+            else:
+                (root, one), (two,) = next(iter(before.factors.items())), arrays
+                assert one is not None
+                found[key] = Term(1.0, {root: before.number * one + term.number * two})
+        return tuple(t for t in found.values() if t.number != 0.0)
+
+    def _product(self, a: Expression, b: Expression) -> Expression | None:
+        if len(a) * len(b) > _MOST_TERMS:
+            return None
+        made = []
+        for s in a:
+            for t in b:
+                factors = {**s.factors, **t.factors}
+                for root in s.factors.keys() & t.factors.keys():
+                    f, g = self._values(root, s), self._values(root, t)
+                    factors[root] = np.stack([f[0] * g[0], f[1] * g[0] + f[0] * g[1]])
+                made.append(Term(s.number * t.number, factors))
+        return self._sum(tuple(made))
+
+    def _of_one(
+        self, x: Expression, function: Function, derivative: Function, away: bool = False
+    ) -> Expression | None:
+        """A function of an expression of one root; of one that stays ``away`` from zero."""
+        roots = {root for term in x for root in term.factors}
+        if len(roots) > 1:
+            return None
+        if not roots:
+            number = function(np.array([_constant(x) or 0.0]))
+            return (Term(float(number[0]), {}),) if np.isfinite(number).all() else None
+        root = roots.pop()
+        value, slope = np.zeros_like(self._points(root)[0])
+        for t in x:
+            value += t.number * (self._values(root, t)[0] if t.factors else 1.0)
+            slope += t.number * (self._values(root, t)[1] if t.factors else 0.0)
+        if away and (value.min() <= 0 <= value.max() or np.abs(value).min() < 1e-3):
+            return None
+        with np.errstate(all="ignore"):
+            made = np.stack([function(value), derivative(value) * slope])
+        return (Term(1.0, {root: made}),) if np.isfinite(made).all() else None
+
+    def _normalised(
+        self, node: Node, below: Place, parts: Sequence[Expression]
+    ) -> Expression | None:
+        """γ·(x − E x)/√(Var x + ε) + β over many features."""
+        x = self.signal_at(self.resolved(below))
+        if x.second_moment is None or x.mean is None or x.variance is None:
+            return None
+        eps = float(str(attribute(node.op, node.attributes, "eps")))
+        centred = node.op == "layer_norm"
+        size = x.variance if centred else x.second_moment
+        if size + eps <= 0:
+            return None
+        y = self._sum(parts[0], (Term(-x.mean if centred else 0.0, {}),))
+        scaled_down: Expression | None = _times(y, 1 / math.sqrt(size + eps))
+        if len(parts) > 1 and scaled_down is not None:
+            scaled_down = self._product(scaled_down, parts[1])
+        if len(parts) > 2 and scaled_down is not None:
+            scaled_down = self._sum(scaled_down, parts[2])
+        return scaled_down
+
+    # ------------------------------------------------------------------ roots
+
+    def signal_at(self, place: Place) -> Signal:
+        """The signal of a place, broadcast to the shape of the whole."""
+        x = self.step.signals.get(place.value, UNKNOWN_SIGNAL)
+        shape, out = self.graph.shape(place.value), self.graph.shape(self.place.value)
+        if place.axis >= 0:
+            x = taken(x, place.axis, range(place.start, place.stop))
+        if shape is None or out is None:
+            return Signal()
+        roles = self._roles(len(out))
+        if len(shape) == len(out) and (x.roles == roles or not roles):
+            own = [n for a, n in enumerate(shape) if a != place.axis]
+            if own == [n for a, n in enumerate(out) if a != self.place.axis]:
+                return x
+        if not roles:
+            return Signal()
+        return broadcast(x, shape, out, roles)
+
+    def _roles(self, rank: int) -> tuple[Role, ...]:
+        """The roles of the whole: those of an operand that has samples."""
+        found: tuple[Role, ...] = ()
+        for value in self.step.node.inputs:
+            x = self.step.signals.get(value or "", UNKNOWN_SIGNAL)
+            if len(x.roles) == rank and ("sample" in x.roles or not found):
+                found = x.roles
+        return found
+
+    def _points(self, root: Place) -> tuple[Floats, Floats, tuple[float, ...]]:
+        """[r, 1] at the quadrature points, their weights, and where r is zero."""
+        x = self.signal_at(root)
+        mean, deviation = x.mean or 0.0, math.sqrt(x.variance or 0.0)
+        kinks = (round(-mean / deviation, 12),) if deviation > 0 else ()
+        z, w = nodes_and_weights(kinks)
+        return np.stack([mean + deviation * z, np.ones_like(z)]), w, kinks
+
+    def _values(self, root: Place, term: Term) -> Floats:
+        own = term.factors[root]
+        return self._points(root)[0] if own is None else own
+
+    def _tied(self, expression: Expression) -> tuple[Place, ...]:
+        """Roots, latest first, that the expression does not stand for as long as they are not
+        opened: two with a source in common, or one that is not normal in a function; none."""
+        roots = sorted({r for t in expression for r in t.factors}, reverse=True,
+                       key=lambda r: self.dependence.place(r.value))  # fmt: skip
+        alone = {r for t in expression for r, f in t.factors.items()
+                 if len(t.factors) == 1 and f is None}  # fmt: skip
+        other = {r for t in expression for r, f in t.factors.items()
+                 if len(t.factors) > 1 or f is not None}  # fmt: skip
+        for a, b in combinations(roots, 2):
+            if a.value != b.value and not self.dependence.common(a.value, b.value):
+                continue
+            linear = {a, b} <= alone and not {a, b} & other
+            if not linear or not self.dependence.separated(a.value, b.value, self.step.signals):
+                return a, b
+        for root in roots:
+            inside = any(t.factors.get(root) is not None for t in expression)
+            if inside and not self.signal_at(root).gaussian:
+                return (root,)
+        return ()
+
+    # ------------------------------------------------------------------ moments
+
+    def _moments(self, expression: Expression) -> Signal | None:
+        signals = {r: self.signal_at(r) for t in expression for r in t.factors}
+        if any(x.second_moment is None or x.mean is None for x in signals.values()):
+            return None
+        if all(f is None for t in expression for f in t.factors.values()) and all(
+            len(t.factors) <= 1 for t in expression
+        ):
+            return self._linear(expression, signals)
+        mean = sum(t.number * math.prod(self._mean(r, t) for r in t.factors) for t in expression)
+        second = max(self._pairs(expression, signals, None) or 0.0, 0.0)
+        if not math.isfinite(second) or not math.isfinite(mean):
+            return None
+        found = {
+            name: correlated(self._pairs(expression, signals, name), second) for name in _PAIRS
+        }
+        side = 0
+        if len(expression) == 1 and len(signals) == 1:
+            value = self._values(next(iter(signals)), expression[0])[0] * expression[0].number
+            side = int(value.min() >= 0) - int(value.max() <= 0)
+        roles = next(iter(signals.values())).roles
+        return Signal(mean, second, None, None, self._odd(expression, signals), side,
+                      roles).but(**found)  # fmt: skip
+
+    def _linear(self, expression: Expression, signals: Mapping[Place, Signal]) -> Signal:
+        """Numbers times values that are uncorrelated but for their means."""
+        terms = []
+        for term in sorted(expression, key=lambda t: not t.factors):  # numbers last
+            n = term.number
+            x = next((signals[r] for r in term.factors), None)
+            terms.append(Signal(n, n * n, 1.0, 1.0, one_sided=(n > 0) - (n < 0),
+                                cross_correlation=1.0) if x is None else scaled(x, n))  # fmt: skip
+        return reduce(added, terms, Signal(0.0, 0.0, 1.0, 1.0, cross_correlation=1.0))
+
+    def _mean(self, root: Place, term: Term) -> float:
+        own = term.factors.get(root)
+        if own is None:
+            return self.signal_at(root).mean or 0.0
+        return float(self._points(root)[1] @ own[0])
+
+    def _pairs(
+        self, expression: Expression, signals: Mapping[Place, Signal], name: str | None
+    ) -> float | None:
+        """E y², or E[y y′] of the pair of elements that a correlation is of."""
+        total = 0.0
+        for i, s in enumerate(expression):
+            for j in range(i, len(expression)):
+                t = expression[j]
+                product = s.number * t.number * (1 if i == j else 2)
+                for root in s.factors.keys() | t.factors.keys():
+                    if product == 0.0:
+                        break
+                    both = self._pair(root, s, t, signals[root], name)
+                    if both is None:
+                        return None
+                    product *= both
+                total += product
+        return total
+
+    def _pair(
+        self, root: Place, s: Term, t: Term, x: Signal, name: str | None
+    ) -> float | None:  # fmt: skip
+        """E f(r)g(r′) of one root: r′ = r, or another element of it."""
+        if root not in s.factors or root not in t.factors:
+            return self._mean(root, s if root in s.factors else t)
+        q, mean, variance = x.second_moment or 0.0, x.mean or 0.0, x.variance or 0.0
+        c = 1.0
+        if name is not None:
+            known = x.apart if name == "cross_correlation" else getattr(x, name)
+            if known is None:
+                return None
+            c = known
+        f, g = s.factors[root], t.factors[root]
+        if f is None and g is None:
+            return c * q
+        points, weights, kinks = self._points(root)
+        f, g = (points if h is None else h for h in (f, g))
+        f, g = f[0], g[0]
+        same = float(weights @ (f * g))
+        if name is None or variance <= 0:
+            return same
+        rho = min(max((c * q - mean * mean) / variance, -1.0), 1.0)
+        rows = hermite(kinks)
+        series = (rows @ f) * (rows @ g)
+        return float(series @ rho ** np.arange(series.size)) + (
+            (same - float(series.sum())) * rho**series.size)  # fmt: skip
+
+    def _odd(
+        self, expression: Expression, signals: Mapping[Place, Signal]
+    ) -> tuple[Group, ...]:  # fmt: skip
+        """The groups of weights whose flip flips the whole."""
+        groups = dict.fromkeys(g for x in signals.values() for g in x.odd_in)
+        return tuple(
+            g for g in groups
+            if all(self._parity(t, {r for r in t.factors if g in signals[r].odd_in}) == -1
+                   for t in expression)
+        )  # fmt: skip
+
+    def _parity(self, term: Term, flipped: Iterable[Place]) -> int:
+        """−1 where a term changes sign with some roots, 1 where it stays, 0 for neither."""
+        sign = 1
+        for root in flipped:
+            own = self._values(root, term)[0]
+            turned = own[::-1]
+            scale = float(np.abs(own).max()) * 1e-9
+            if np.abs(own + turned).max() <= scale:
+                sign = -sign
+            elif np.abs(own - turned).max() > scale:
+                return 0
+        return sign
+
+
+def _times(x: Expression, number: float) -> Expression:
+    return tuple(Term(t.number * number, t.factors) for t in x if t.number * number != 0.0)
+
+
+def _constant(x: Expression) -> float | None:
+    """What an expression without a root is."""
+    return None if any(t.factors for t in x) else sum(t.number for t in x)
