@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 import numpy as np
 
-from archlint.graph.model import LayerGraph, Node
+from archlint.graph.model import LayerGraph
 from archlint.signal.backward.normalisation import channel_variations
 from archlint.signal.dependence import Dependence
+from archlint.signal.elementwise import cross_terms, dependent
 from archlint.signal.gradient import (
     BACKWARD,
     MOST_ORIGINS,
@@ -20,8 +21,12 @@ from archlint.signal.gradient import (
     Correlation,
     Gradient,
     Profile,
+    along_of,
     no_gradient,
+    times,
+    unbroadcast,
 )
+from archlint.signal.joint import Slopes, slopes
 from archlint.signal.moments import Prediction, Signal
 
 for _family in ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
@@ -62,10 +67,16 @@ def gradients(
         )
     found: dict[str, Gradient] = {}
     variations = channel_variations(graph, signals)
+    dependence = Dependence(graph)
+    for node in graph.nodes:
+        dependence.follow(node, signals)
+    paths = _Paths(graph, signals, dependence)
     for node in reversed(graph.nodes):
         for out in node.outputs:
             found[out] = _sum(graph, out, arriving.pop(out, []), sources)
-        _hand_on(graph, node, signals, found, arriving, sources, edges, variations)
+        step = Back(graph, node, signals, dependence, tuple(found[out] for out in node.outputs),
+                    variations)  # fmt: skip
+        _hand_on(step, arriving, sources, edges, paths)
     for value in graph.inputs:
         found[value] = _sum(graph, value, arriving.pop(value, []), sources)
     if edges is not None:
@@ -102,30 +113,28 @@ def _of_positions(g: Gradient, x: Signal, shape: Sequence[int | None] | None) ->
 
 
 def _hand_on(
-    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], found: Mapping[str, Gradient],
-    arriving: dict[str, list[Gradient]], sources: _Sources, edges: Edges | None,
-    variations: Mapping[str, float],
+    step: Back, arriving: dict[str, list[Gradient]], sources: _Sources, edges: Edges | None,
+    paths: _Paths,
 ) -> None:  # fmt: skip
     """Add what a node's inputs get from it."""
+    graph, node = step.graph, step.node
     wanted = [
         v is not None and (v in graph.producer or v in graph.inputs) and _is_real(graph, v)
         for v in node.inputs
     ]
     if not any(wanted):
         return
-    gradients = tuple(found[out] for out in node.outputs)
     results: Sequence[Gradient | None]
-    if all(g.zero for g in gradients):
+    if all(g.zero for g in step.arriving):
         results = [no_gradient(len(graph.shape(v) or ())) for v in node.inputs]
-    elif all(g.second_moment is None for g in gradients) or node.op not in BACKWARD:
+    elif (all(g.second_moment is None for g in step.arriving) or node.op not in BACKWARD
+          or paths.meet(step)):  # fmt: skip
         results = [UNKNOWN_GRADIENT] * len(node.inputs)
     else:
-        results = BACKWARD[node.op](
-            Back(graph, node, signals, Dependence(graph), gradients, variations)
-        )
+        results = BACKWARD[node.op](step)
     for i, (value, want) in enumerate(zip(node.inputs, wanted, strict=True)):
         g = results[i] if i < len(results) else None
-        if not want or value is None:
+        if not want or value is None or (node.id, i) in paths.edges:
             continue
         if g is None:
             if value not in graph.static:
@@ -137,6 +146,50 @@ def _hand_on(
         if edges is not None and g.second_moment is not None:
             edges.back[node.id, i] = g.second_moment
         arriving.setdefault(value, []).append(g)
+    for value, g in paths.together(step):
+        for own in g.origin:
+            sources.setdefault(own, g)
+        arriving.setdefault(value, []).append(g)
+
+
+@dataclass(slots=True)
+class _Paths:
+    """Sums and products to which several paths lead from one value: that value gets what they come
+    to together (signal.joint), and nothing on each alone."""
+
+    graph: LayerGraph
+    signals: Mapping[str, Signal]
+    dependence: Dependence
+    slopes: dict[str, Slopes] = field(default_factory=dict)  # by the sum's node
+    opened: set[str] = field(default_factory=set)
+    edges: set[tuple[str, int]] = field(default_factory=set)
+
+    def meet(self, step: Back) -> bool:
+        """Whether paths meet in a node in a way that cannot be followed; finds those that can."""
+        node = step.node
+        if node.op not in ("add", "sub", "mul") or not self.opened.isdisjoint(node.outputs):
+            return False
+        if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1] or not dependent(step):
+            return False
+        if node.op != "mul" and not cross_terms(step):
+            return False
+        found = slopes(step)
+        if found is not None:
+            self.slopes[node.id] = found
+            self.opened |= found.opened
+            self.edges |= found.edges
+        return found is None and node.op == "mul"
+
+    def together(self, step: Back) -> Iterator[tuple[str, Gradient]]:
+        """What the roots of a node get of all paths."""
+        found = self.slopes.get(step.node.id)
+        for value, slope in found.roots.items() if found is not None else ():
+            if value in self.graph.static or step.gradient.second_moment is None:
+                continue
+            along = along_of(slope, step.out_shape())
+            g = times(step.gradient, slope.second_moment, along, slope.mean, slope.profile)
+            node = replace(step.node, id=f"{step.node.id}<{value}", inputs=(value,))
+            yield value, unbroadcast(replace(step, node=node), g, 0)
 
 
 def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sources) -> Gradient:

@@ -113,7 +113,7 @@ class Dependence:
     def follow(self, node: Node, signals: Mapping[str, Signal]) -> None:
         """Learn the sources of a node's outputs."""
         kind = OPS[node.op].kind if node.op in OPS else ""
-        before = self._repeats(node) if kind != "random" else None
+        before = self._repeats(node, signals) if kind != "random" else None
         if before is not None:  # the same once more
             for out, other in zip(node.outputs, before.outputs, strict=True):
                 self._sources[out] = self.sources(other)
@@ -133,17 +133,22 @@ class Dependence:
             else:
                 self._sources[out] = Sources.union(found)
 
-    def _repeats(self, node: Node) -> Node | None:
+    def _repeats(self, node: Node, signals: Mapping[str, Signal]) -> Node | None:
         """An earlier node that computes the same of the same."""
         if node.guard or node.body is not None or not _computed(self.graph, node):
             return None
-        inputs = tuple(self._same.get(v, v) if v is not None else None for v in node.inputs)
+        inputs = tuple(self._key(v, signals) if v is not None else None for v in node.inputs)
         key = (node.op, inputs, tuple(sorted(node.attributes.items())), len(node.outputs))
         try:
             before = self._seen.setdefault(key, node)
         except TypeError:  # an attribute that is no key
             return None
         return None if before is node else before
+
+    def _key(self, value: str, signals: Mapping[str, Signal]) -> object:
+        """What a value is computed as: equal for two weights that start at one number."""
+        number = self.number(value, signals)
+        return self.first(value) if number is None else (number, self.graph.shape(value))
 
     def first(self, value: str) -> str:
         """The first value that is computed in the same way, such as a layer called once more."""
@@ -189,11 +194,13 @@ class Dependence:
 
     def number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
         """What all elements of a value are, such as a weight's that starts at one number."""
+        if value not in self.graph.static:
+            return None
         constant = self.graph.constant(value)
         if constant is not None:
             return float(constant.reshape(-1)[0]) if constant.size == 1 else None
         s = signals.get(value, UNKNOWN_SIGNAL)
-        if s.mean is None or s.second_moment is None or value not in self.graph.static:
+        if s.mean is None or s.second_moment is None:
             return None
         return s.mean if s.second_moment - s.mean**2 <= _EQUAL * s.second_moment else None
 

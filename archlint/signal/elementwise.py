@@ -111,10 +111,20 @@ def _glu(step: Step) -> Signal:
 # --------------------------------------------------------------------------- sums and products
 
 
-def _dependent(step: Step) -> bool:
+def dependent(step: Step) -> bool:
     """Whether the two inputs are functions, element by element, of one random tensor."""
     return (step.depend(0, 1) and step.signal(0).sample_correlation != 1.0
             and step.signal(1).sample_correlation != 1.0)  # fmt: skip
+
+
+def cross_terms(step: Step) -> bool:
+    """Whether in a sum of dependent tensors what they have in common counts: not where weights
+    that only one contains decide its sign, or where one is small."""
+    a, b = step.value(0), step.value(1)
+    return not (
+        a is None or b is None or a == b
+        or step.dependence.separated(a, b, step.signals) or _one_is_small(step)
+    )  # fmt: skip
 
 
 @transfers("add", "sub")
@@ -124,7 +134,7 @@ def _add(step: Step) -> Signal:
         return scaled(step.signal(0), 1.0 + sign)
     if step.node.op == "add" and (whole := rotated(step)) is not None:
         return whole
-    if _dependent(step):
+    if dependent(step):
         return _of_dependent(step)
     if (centred := _centred(step)) is not None:
         return centred
@@ -144,11 +154,8 @@ def _add(step: Step) -> Signal:
 def _of_dependent(step: Step) -> Signal:
     """a ± b of tensors with a common source: exact where weights that only one contains decide its
     sign, else as functions of what they have in common (signal.joint)."""
-    a, b = step.value(0), step.value(1)
-    assert a is not None
-    assert b is not None
-    sign = 1.0 if step.node.op == "add" else -1.0
-    if step.dependence.separated(a, b, step.signals) or _one_is_small(step):
+    if not cross_terms(step):
+        sign = 1.0 if step.node.op == "add" else -1.0
         return added(aligned(step, 0), aligned(step, 1), sign)
     return together(step) or Signal(roles=step.signal(0).roles)
 
@@ -186,7 +193,7 @@ def _mul(step: Step) -> Signal:
         number = step.constant(i)
         if number is not None and number.size == 1:
             return scaled(step.signal(1 - i), float(number.reshape(-1)[0]))
-    if _dependent(step):
+    if dependent(step):
         return together(step) or Signal(roles=step.signal(0).roles)
     return multiplied(aligned(step, 0), aligned(step, 1))
 

@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """number·Π f(r): of every root [f, f′] at its quadrature points, None for the element itself."""
+    """number·Π f(r): of every root [f, f′] at its quadrature points; None where f(r) = r."""
 
     number: float
     factors: Mapping[Place, Floats | None]
@@ -105,6 +105,32 @@ def _edges(step: Step, out: str) -> tuple[int, list[int]]:
     return axis, sorted(edges)
 
 
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """∂y/∂r of a sum or product y by its ``roots``, each as a signal of y's shape. ``opened`` are
+    the values between the two, ``edges`` (node id, place of the input) where a root enters."""
+
+    roots: Mapping[str, Signal]
+    opened: frozenset[str]
+    edges: frozenset[tuple[str, int]]
+
+
+def slopes(step: Step) -> Slopes | None:
+    """Where several paths lead from a root to a sum or product, what they come to together. None
+    where the sum is linear, where a value between the two is read elsewhere or not all is known."""
+    algebra = _Algebra(step, Place(step.node.outputs[0]))
+    expression = algebra.settled()
+    if expression is None or _is_linear(expression):
+        return None
+    found = algebra.edges()
+    if found is None:
+        return None
+    roots = {root for t in expression for root in t.factors}
+    by_root = {r.value: algebra.slope(expression, r) for r in roots}
+    known = {value: x for value, x in by_root.items() if x is not None}
+    return Slopes(known, *found) if len(known) == len(roots) else None
+
+
 class _Algebra:
     """One sum or product as an expression of roots: nodes are opened until no two have a source in
     common."""
@@ -113,24 +139,68 @@ class _Algebra:
         self.step, self.place = step, place
         self.graph, self.dependence = step.graph, step.dependence
         self.opened = {place}
+        self.several: tuple[Place, ...] = ()  # roots of a function that can have but one
 
     def signal(self) -> Signal | None:
         """What is known of the expression, None where nothing is."""
+        expression = self.settled()
+        return None if expression is None else self._moments(expression)
+
+    def settled(self) -> Expression | None:
+        """The expression by roots of which no two have a source in common."""
         if self.children(self.place) is None:
             return None
         for _ in range(_MOST_OPENED):
+            self.several = ()
             expression = self.expression(self.place)
-            if expression is None or len(expression) > _MOST_TERMS:
+            if expression is not None and len(expression) > _MOST_TERMS:
                 return None
-            tied = self._tied(expression)
-            if not tied:
-                return self._moments(expression)
+            tied = self.several if expression is None else self._tied(expression)
+            if expression is not None and not tied:
+                return expression
             # the later one is made of the other, if either is
             more = next((p for p in tied if self.children(p) is not None), None)
             if more is None:
                 return None
             self.opened.add(more)
         return None
+
+    def slope(self, expression: Expression, root: Place) -> Signal | None:
+        """The derivative by a root."""
+        made = []
+        for term in expression:
+            factors = dict(term.factors)
+            if root in factors:
+                own = factors.pop(root)
+                if own is not None:
+                    factors[root] = own[::-1]
+                made.append(Term(term.number, factors))
+        return self._moments(tuple(made))
+
+    def edges(self) -> tuple[frozenset[str], frozenset[tuple[str, int]]] | None:
+        """The values that are opened below the whole, and where roots enter; None where what is
+        between is read elsewhere or moved."""
+        inside = {p.value for p in self.opened}
+        found: set[tuple[str, int]] = set()
+        for place in self.opened:
+            node = self.graph.producer.get(place.value)
+            children = self.children(place)
+            if node is None or children is None:
+                return None
+            if place != self.place and (
+                place.value in self.graph.outputs
+                or any(inside.isdisjoint(n.outputs)
+                       for n in self.graph.consumers.get(place.value, ()))
+            ):  # fmt: skip
+                return None
+            for i, child in enumerate(children):
+                if child.value in self.graph.static:
+                    continue
+                if self.resolved(child) != child or child.axis >= 0:
+                    return None
+                if child.value not in inside:
+                    found.add((node.id, i))
+        return frozenset(inside - {self.place.value}), frozenset(found)
 
     # ------------------------------------------------------------------ places
 
@@ -298,6 +368,7 @@ class _Algebra:
         """A function of an expression of one root; of one that stays ``away`` from zero."""
         roots = {root for term in x for root in term.factors}
         if len(roots) > 1:
+            self.several = self._latest_first(roots)
             return None
         if not roots:
             number = function(np.array([_constant(x) or 0.0]))
@@ -373,11 +444,13 @@ class _Algebra:
         own = term.factors[root]
         return self._points(root)[0] if own is None else own
 
+    def _latest_first(self, roots: Iterable[Place]) -> tuple[Place, ...]:
+        return tuple(sorted(roots, key=lambda r: (-self.dependence.place(r.value), r)))
+
     def _tied(self, expression: Expression) -> tuple[Place, ...]:
         """Roots, latest first, that the expression does not stand for as long as they are not
         opened: two with a source in common, or one that is not normal in a function; none."""
-        roots = sorted({r for t in expression for r in t.factors}, reverse=True,
-                       key=lambda r: self.dependence.place(r.value))  # fmt: skip
+        roots = self._latest_first({r for t in expression for r in t.factors})
         alone = {r for t in expression for r, f in t.factors.items()
                  if len(t.factors) == 1 and f is None}  # fmt: skip
         other = {r for t in expression for r, f in t.factors.items()
@@ -400,9 +473,7 @@ class _Algebra:
         signals = {r: self.signal_at(r) for t in expression for r in t.factors}
         if any(x.second_moment is None or x.mean is None for x in signals.values()):
             return None
-        if all(f is None for t in expression for f in t.factors.values()) and all(
-            len(t.factors) <= 1 for t in expression
-        ):
+        if _is_linear(expression):
             return self._linear(expression, signals)
         mean = sum(t.number * math.prod(self._mean(r, t) for r in t.factors) for t in expression)
         second = max(self._pairs(expression, signals, None) or 0.0, 0.0)
@@ -479,8 +550,8 @@ class _Algebra:
         rho = min(max((c * q - mean * mean) / variance, -1.0), 1.0)
         rows = hermite(kinks)
         series = (rows @ f) * (rows @ g)
-        return float(series @ rho ** np.arange(series.size)) + (
-            (same - float(series.sum())) * rho**series.size)  # fmt: skip
+        rest = same - float(series.sum())
+        return float(series @ rho ** np.arange(series.size) + rest * rho**series.size)
 
     def _odd(
         self, expression: Expression, signals: Mapping[Place, Signal]
@@ -509,6 +580,11 @@ class _Algebra:
 
 def _times(x: Expression, number: float) -> Expression:
     return tuple(Term(t.number * number, t.factors) for t in x if t.number * number != 0.0)
+
+
+def _is_linear(x: Expression) -> bool:
+    """Whether an expression is a sum of numbers times roots."""
+    return all(len(t.factors) <= 1 and all(f is None for f in t.factors.values()) for t in x)
 
 
 def _constant(x: Expression) -> float | None:

@@ -23,6 +23,9 @@ EXACT: dict[str, Function] = {
     "the same slice": lambda x: x[:, 1:] + x[:, 1:],
     "the same pooling": lambda x: F.avg_pool1d(x, 2) + F.avg_pool1d(x, 2),
     "less its mean": lambda x: x - x.mean(-1, keepdim=True),
+    "a sum times its part": lambda x: (x + x) * x,
+    "a cube": lambda x: x * x * x,
+    "an activation and its argument": lambda x: (x + F.relu(x)) + torch.sigmoid(x),
     "a part put into zeros": lambda x: torch.zeros_like(x).index_copy(
         1, torch.tensor([0, 2, 5]), 3 * x[:, :3]
     ),
@@ -36,9 +39,8 @@ EXACT: dict[str, Function] = {
     "an upper triangle": lambda x: x[:, :, None].expand(-1, 8, 8).triu(2),
 }
 UNKNOWN: dict[str, Function] = {
-    "a sum times its part": lambda x: (x + x) * x,
-    "a cube": lambda x: x * x * x,
-    "an activation and its argument": lambda x: (x + F.relu(x)) + torch.sigmoid(x),
+    "a product with what is one place on": lambda x: x * x.roll(1, 1),
+    "an inverse that has no mean": lambda x: x / (x + 0.5 * x),
     "elements chosen by their sign": lambda x: x.index_put((x < 0,), torch.tensor(5.0)),
     "sums where data says": lambda x: torch.zeros_like(x).scatter_add(1, x.abs().argsort(1), x),
     "whole numbers": lambda x: (4 * x).long().float(),
