@@ -588,10 +588,6 @@ def _pad(step: Step) -> Signal:
         return x.but(profile={})
     value = step.constant(1)
     filled = float(value.reshape(-1)[0]) if value is not None and value.size else 0.0
-    if not math.isfinite(filled):  # behind a maximum as if it were not there
-        readers = step.graph.consumers.get(step.node.outputs[0], ())
-        hidden = filled < 0 and all("max_pool" in reader.op for reader in readers)
-        return x.but(profile={}) if hidden else Signal(roles=x.roles)
     profile = dict(x.profile)
     share = 1.0
     spots = 1.0  # the share of the pairs of positions that both lie inside

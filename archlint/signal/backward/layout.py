@@ -496,9 +496,7 @@ def _pad(step: Back) -> list[Gradient | None]:
     if shape is None or out is None or None in (*shape, *out) or g.second_moment is None:
         return [UNKNOWN_GRADIENT, *rest]
     padding, rank = step.ints("padding"), len(shape)
-    filled = step.constant(1)
-    unseen = filled is not None and not np.isfinite(filled.astype(np.float64)).all()
-    constant = str(step.attribute("mode")) == "constant" and not unseen  # by a maximum behind it
+    constant = str(step.attribute("mode")) == "constant"
     profile = dict(g.profile)
     level = 1.0
     moved = False
