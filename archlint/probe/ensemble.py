@@ -140,12 +140,14 @@ class Ensemble:
 
     def _first_chunk(self) -> int:
         """As many draws as fit, their weights and the values that live at the same time, and no
-        more than what fills the device: they win no time, and leave the processor's caches."""
+        more than keep the device busy: more win no time, leave the processor's caches, and are
+        long in coming where somebody waits for the next look."""
         size = self.real.itemsize
         weights = self.drawer.elements * (4 + 2 * size)
-        least, full = (32, 2**13) if self.device.type == "cpu" else (256, 2**20)
-        most = min(max(least, int(full / max(self._work(1), 1.0))), 8 * least)
-        return max(1, min(most, int(self.memory / (weights + self._bytes() + 1))))
+        most, step, drawn = (128, 2**19, 2**25) if self.device.type == "cpu" else (
+            2048, 2**24, 2**30)  # fmt: skip
+        busy = min(most, step / max(self._work(1), 1.0), drawn / max(self.drawer.elements, 1))
+        return max(1, min(int(busy), int(self.memory / (weights + self._bytes() + 1))))
 
     def _bytes(self) -> float:
         """Bytes of the values of one draw: all of them where a backward pass needs them, else
