@@ -19,10 +19,10 @@ from torch import Tensor
 
 from archlint.finding import Claim
 from archlint.probe.draws import Blocks, Drawer, Room
-from archlint.probe.execute import DATA_SIZED, Program
+from archlint.probe.execute import DATA_SIZED, Program, needed_for, unknown_nodes
 from archlint.probe.feed import Feed
 from archlint.probe.ops.frame import CannotExecute
-from archlint.probe.rebuild import Rebuilder
+from archlint.probe.rebuild import CannotRebuild, Rebuilder
 from archlint.signal.analysis import Analysis
 
 Floats = npt.NDArray[np.float64]
@@ -42,6 +42,13 @@ def is_out_of_memory(problem: BaseException) -> bool:
         isinstance(problem, RuntimeError)
         and ("can't allocate memory" in text or "not enough memory" in text)
     )
+
+
+def in_a_line(problem: BaseException) -> str:
+    """What an exception says: its first sentence, without what to do about it in CUDA."""
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    text = text.split(" CUDA kernel errors might")[0].split(" Search for `")[0]
+    return text if len(text) <= 160 else text[:159] + "…"
 
 
 _GRAIN = 2**16  # elements below which threads wait for each other longer than they compute
@@ -117,8 +124,20 @@ class Ensemble:
         self.values = sorted(
             {v for c in self.claims for v in (c.start, c.end, c.also) if v is not None}
         )
-        self.program = Program(graph, self.real, self.device, frozenset(self.values))
-        self.outputs = [o for o in graph.outputs if "float" in (graph.values[o].dtype or "")]
+        unknown = unknown_nodes(graph)
+        self.program = Program(
+            graph, self.real, self.device, frozenset(self.values), alone=bool(unknown)
+        )
+        # Where gradients come from: the outputs; the last values that claims are about where they
+        # cannot be computed.
+        self.outputs = self._last() if unknown else [
+            o for o in graph.outputs if "float" in (graph.values[o].dtype or "")
+        ]  # fmt: skip
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            self.remarks.append(
+                f"run without {names}: it cannot be executed, and no figure needs it"
+            )
         self.backward = any("gradient" in c.statistic for c in self.claims)
         self.samples = _samples(self.analysis)
         self.found: list[list[Floats]] = [[] for _ in self.claims]
@@ -127,7 +146,7 @@ class Ensemble:
         self.chunk = self._first_chunk()
         ops = {node.op for node in graph.walk()}
         if ops & DATA_SIZED:
-            self.together = False
+            self.together, self.chunk = False, 1
             names = ", ".join(sorted(ops & DATA_SIZED))
             self.remarks.append(f"drawn one by one: the sizes in {names} depend on the data")
         if count := sum(node.op in RANDOM for node in graph.walk()):
@@ -135,6 +154,13 @@ class Ensemble:
                 f"forward draws random numbers itself ({count} times): they are part of each draw"
             )
         self.remarks += self.drawer.remarks
+
+    def _last(self) -> list[str]:
+        """Ends of claims that no other one is computed from."""
+        ends = {c.end for c in self.claims}
+        graph = self.analysis.graph
+        before = {v for end in ends for v in needed_for(graph, [end]) - {end}}
+        return sorted(ends - before)
 
     # ------------------------------------------------------------------ memory
 
@@ -173,14 +199,15 @@ class Ensemble:
     # ------------------------------------------------------------------ running
 
     def extend(self, until: int) -> None:
-        """Draw until there are ``until`` draws. Raises OutOfMemory, CannotExecute."""
+        """Draw until there are ``until`` draws. Raises OutOfMemory, CannotExecute, CannotRebuild,
+        and whatever a single draw raises."""
         while self.done < until:
             count = min(self.chunk, until - self.done)
             try:
                 self._take(self.done, count)
-            except CannotExecute:
+            except (CannotExecute, CannotRebuild):
                 raise
-            except (RuntimeError, MemoryError, ValueError) as problem:
+            except Exception as problem:  # whatever torch makes of somebody's network
                 if is_out_of_memory(problem):
                     if self.chunk == 1:
                         raise OutOfMemory(str(problem)) from problem
@@ -189,9 +216,10 @@ class Ensemble:
                 if not self.together or isinstance(problem, torch.OutOfMemoryError):
                     raise
                 torch.zeros(1, device=self.device).cpu()  # raises where the device is lost
-                self.together = False
-                text = " ".join(str(problem).split())[:100]
-                self.remarks.append(f"drawn one by one, since vmap does not take it: {text}")
+                self.together, self.chunk = False, 1
+                self.remarks.append(
+                    f"drawn one by one, since vmap does not take it: {in_a_line(problem)}"
+                )
                 continue
             self.done += count
 
@@ -289,7 +317,9 @@ class Ensemble:
         """[draw, sample, elements]: one sample where they cannot be told apart."""
         roles = self.analysis.signal(value).roles
         axis = roles.index("sample") + 1 if "sample" in roles else 0
-        if axis and x.shape[axis] % self.samples == 0:
+        shape = self.analysis.graph.shape(value) or ()
+        known = axis and axis <= len(shape) and shape[axis - 1] is not None
+        if known and x.shape[axis] % self.samples == 0:
             x = x.movedim(axis, 1)
             return x.reshape(x.shape[0], self.samples, -1)
         return x.reshape(x.shape[0], 1, -1)

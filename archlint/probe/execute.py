@@ -8,7 +8,7 @@ has a size that depends on the elements. Random ops draw from torch's global gen
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -64,7 +64,8 @@ class Program:
     """A layer graph ready to run.
 
     ``real`` is the dtype of all floats (None: each value's own). ``kept`` are values that
-    :meth:`run` gives besides the outputs.
+    :meth:`run` gives besides the outputs; where ``alone``, in place of them, and nothing is run
+    that they do not need.
 
     Raises CannotExecute where a node is unknown to archlint, or a value has no elements.
     """
@@ -73,6 +74,7 @@ class Program:
     real: torch.dtype | None = torch.float64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     kept: frozenset[str] = frozenset()
+    alone: bool = False
     constants: dict[str, Tensor] = field(init=False)
     steps: list[Step] = field(init=False)
     held: Mapping[str, Tensor] = field(init=False)  # parameters of an inner program
@@ -87,7 +89,12 @@ class Program:
         }
         self.bodies: list[Program] = []
         self.uses = {v.id: v.parameter for v in graph.values.values() if v.parameter is not None}
-        self.steps = self._freed([self._step(node) for node in graph.nodes])
+        self.given = tuple(self.kept) if self.alone else (*graph.outputs, *self.kept)
+        nodes = graph.nodes
+        if self.alone:
+            needed = needed_for(graph, self.kept)
+            nodes = tuple(n for n in nodes if needed.intersection(n.outputs))
+        self.steps = self._freed([self._step(node) for node in nodes])
 
     def _step(self, node: Node) -> Step:
         kernel = KERNELS.get(node.op)
@@ -107,7 +114,7 @@ class Program:
         """The steps, each told which values it is the last to read."""
         from dataclasses import replace
 
-        spared = {*self.graph.outputs, *self.kept, *self.constants, *self.uses}
+        spared = {*self.given, *self.constants, *self.uses}
         last: dict[str, int] = {}
         for i, step in enumerate(steps):
             for value in (*step.inputs, *step.outputs, *(v for v, _ in step.guard)):
@@ -155,7 +162,7 @@ class Program:
             ):
                 continue
             self._take(step, held, watch)
-        return {v: held[v] for v in (*self.graph.outputs, *self.kept) if v in held}
+        return {v: held[v] for v in self.given if v in held}
 
     def _take(self, step: Step, held: dict[str, Tensor], watch: Watch | None) -> None:
         branches = step.call.node.op == "select"
@@ -184,6 +191,22 @@ class Program:
         return [found[v] for v in self.graph.outputs]
 
 
+def needed_for(graph: LayerGraph, values: Iterable[str]) -> set[str]:
+    """Values and all that they are computed from."""
+    found: set[str] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if value in found:
+            continue
+        found.add(value)
+        node = graph.producer.get(value)
+        if node is not None:
+            pending += [v for v in node.inputs if v is not None]
+            pending += [v for v, _ in node.guard]
+    return found
+
+
 def load_parameters(
     parameters: Mapping[str, Parameter],
     real: torch.dtype | None = torch.float64,
@@ -197,6 +220,13 @@ def load_parameters(
     }
 
 
-def unknown_nodes(graph: LayerGraph) -> Counter[str]:
-    """The source operators of a graph that cannot be executed, with how often each occurs."""
-    return Counter(node.source_op or node.op for node in graph.walk() if node.op not in KERNELS)
+def unknown_nodes(graph: LayerGraph, values: Iterable[str] | None = None) -> Counter[str]:
+    """The source operators of a graph that cannot be executed, with how often each occurs; of those
+    alone that some values need."""
+    needed = None if values is None else needed_for(graph, values)
+    found: Counter[str] = Counter()
+    for node in graph.nodes:
+        if needed is None or needed.intersection(node.outputs):
+            every = [node, *(node.body.walk() if node.body is not None else ())]
+            found.update(n.source_op or n.op for n in every if n.op not in KERNELS or not n.known)
+    return found

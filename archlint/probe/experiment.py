@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,14 @@ import torch
 from archlint.errors import ArchlintError
 from archlint.finding import Claim, Finding, Measurement, Training, Verdict
 from archlint.probe.draws import Drawer
-from archlint.probe.ensemble import Ensemble, OutOfMemory, bounded, free_memory
+from archlint.probe.ensemble import (
+    Ensemble,
+    OutOfMemory,
+    bounded,
+    free_memory,
+    in_a_line,
+    is_out_of_memory,
+)
 from archlint.probe.execute import Program, unknown_nodes
 from archlint.probe.feed import Data, Feed, read_data
 from archlint.probe.ops.frame import CannotExecute
@@ -70,8 +77,8 @@ def device_of(name: str) -> torch.device:
     try:
         return _working(device)
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:120]
-        raise ArchlintError(f"--device {name}: torch cannot compute there: {text}", hint) from error
+        why = in_a_line(error)
+        raise ArchlintError(f"--device {name}: torch cannot compute there: {why}", hint) from error
 
 
 def _working(device: torch.device) -> torch.device:
@@ -94,10 +101,12 @@ def run(
     decided then stays decided. Raises ArchlintError for a device or data that cannot be used.
     """
     options = options or ProbeOptions()
+    options = replace(options, seed=options.seed % 2**63)
     device = device_of(options.device)
-    narrow = device.type == "mps" or _fits_single(analysis)
+    data = read_data(options.data, analysis.graph) if options.data else None
+    narrow = device.type == "mps" or _fits_single(analysis, data)
     real = torch.float32 if narrow else torch.float64
-    data = read_data(options.data, analysis.graph, real, device) if options.data else None
+    data = data.to(device, real) if data is not None else None
     memory = options.memory if options.memory is not None else free_memory(device) / 4
     started = time.monotonic()
     outcome = Outcome(tuple(findings))
@@ -127,65 +136,98 @@ def _measured(
     build: Callable[[], Any] | None,
 ) -> Outcome:
     """The findings with the verdicts of their claims."""
-    graph = analysis.graph
-    started = time.monotonic()
-    try:
-        if unknown := unknown_nodes(graph):
-            raise CannotExecute(", ".join(sorted(unknown)))
-        program = Program(graph, real, device)
-        drawer, remarks = _drawer(program, options, real, device, build)
-    except CannotExecute as problem:
-        why = f"it cannot be executed: {problem}"
-        return Outcome(_left_open(findings, {}, why), (why,))
-    if isinstance(drawer, Rebuilder):
-        options = replace(options, draws=min(options.draws, MOST))
-    done = {i: made for i, f in enumerate(findings)
-            if (made := _once(f, analysis, program, options, real, device, build)) is not None
-            }  # fmt: skip
-    places = [i for i in range(len(findings)) if i not in done]
-    if not places:
-        return Outcome(tuple(done[i] for i in range(len(findings))))
-    try:
-        claims = [f.claim for i in places if (f := findings[i]).claim is not None]
-        ensemble = Ensemble(
-            analysis, [c for c in claims if c is not None],
-            drawer, Feed(graph, options.seed, real, device, data.rows if data else {}),
-            real, device, memory,
-        )  # fmt: skip
-    except CannotExecute as problem:
-        why = f"it cannot be executed: {problem}"
-        return Outcome(_left_open(findings, done, why), (why,))
+    made = _Looking(findings)
     interrupted, why = False, ""
     before = torch.random.get_rng_state()
     torch.manual_seed(options.seed)
     try:
-        why = _until_decided(ensemble, findings, places, done, options, started)
+        why = _look(made, analysis, options, device, real, data, memory, build)
     except KeyboardInterrupt:
         interrupted, why = True, "interrupted"
     except OutOfMemory:
         why = "a single draw does not fit into the memory"
     except CannotExecute as problem:
         why = f"it cannot be executed: {problem}"
-    except RuntimeError as problem:  # a device that is lost, a kernel that refuses
-        why = f"torch gave up: {' '.join(str(problem).split())[:160]}"
+    except CannotRebuild as problem:
+        why = f"not built again: {problem}"
+    except Exception as problem:  # a device that is lost, a kernel that refuses
+        why = ("it does not fit into the memory" if is_out_of_memory(problem)
+               else f"torch gave up: {in_a_line(problem)}")  # fmt: skip
     finally:
         torch.random.set_rng_state(before)
-    for k, i in enumerate(places):
-        if i not in done:
-            done[i] = (
-                _judged(ensemble, findings[i], k, ensemble.looks + 1)[0]
-                if ensemble.done >= 8
-                else (
-                    replace(
-                        findings[i], verdict="inconclusive", measurement=Measurement(remark=why)
-                    )
-                )
-            )
-    remarks = [*remarks, *ensemble.remarks, *([why] if why else [])]
-    if ensemble.no_path:
+    ensemble, done = made.ensemble, made.done
+    remarks = list(made.remarks)
+    if ensemble is not None:
+        for k, i in enumerate(made.places):
+            if i not in done and ensemble.done >= 8:
+                done[i] = _judged(ensemble, findings[i], k, ensemble.looks + 1)[0]
+        remarks += ensemble.remarks
+    remarks += [why] if why else []
+    if ensemble is not None and ensemble.no_path:
         remarks.append("no gradient reaches " + ", ".join(sorted(ensemble.no_path)))
-    return Outcome(tuple(done[i] for i in range(len(findings))), tuple(remarks), ensemble.done,
+    return Outcome(_left_open(findings, done, why), tuple(remarks),
+                   ensemble.done if ensemble is not None else 0,
                    interrupted=interrupted)  # fmt: skip
+
+
+@dataclass
+class _Looking:
+    """What there is of the verdicts at any time. ``places`` are the findings that need draws."""
+
+    findings: Sequence[Finding]
+    done: dict[int, Finding] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    ensemble: Ensemble | None = None
+
+
+def _look(
+    made: _Looking,
+    analysis: Analysis,
+    options: ProbeOptions,
+    device: torch.device,
+    real: torch.dtype,
+    data: Data | None,
+    memory: float,
+    build: Callable[[], Any] | None,
+) -> str:
+    """Draw until every finding has its verdict; why it stopped before, if it did."""
+    graph, findings, started = analysis.graph, made.findings, time.monotonic()
+    for i, finding in enumerate(findings):
+        if unknown := unknown_nodes(graph, _values(finding.claim)):
+            why = f"it cannot be executed: {', '.join(sorted(unknown))}"
+            made.done[i] = replace(finding, verdict="inconclusive", measurement=Measurement(
+                remark=why))  # fmt: skip
+            made.remarks += [why] if why not in made.remarks else []
+    kept = frozenset(v for i, f in enumerate(findings) if i not in made.done
+                     for v in _values(f.claim))  # fmt: skip
+    program = Program(graph, real, device, kept, alone=bool(unknown_nodes(graph)))
+    drawer, remarks = _drawer(program, options, real, device, build)
+    made.remarks += remarks
+    if isinstance(drawer, Rebuilder):
+        options = replace(options, draws=min(options.draws, MOST))
+    for i, finding in enumerate(findings):
+        if i in made.done:
+            continue
+        found = _once(finding, analysis, program, options, real, device, build)
+        if found is None:
+            made.places.append(i)
+        else:
+            made.done[i] = found
+    if not made.places:
+        return ""
+    claims = [f.claim for i in made.places if (f := findings[i]).claim is not None]
+    feed = Feed(graph, options.seed, real, device, data.rows if data else {})
+    made.ensemble = Ensemble(analysis, claims, drawer, feed, real, device, memory)
+    return _until_decided(made.ensemble, findings, made.places, made.done, options, started)
+
+
+def _values(claim: Claim | None) -> list[str]:
+    """The values that a claim is about."""
+    if claim is None or claim.statistic == "weight difference":
+        return []
+    every = (claim.start, claim.end, claim.also)
+    return [v for v in every if v is not None]
 
 
 def _drawer(
@@ -274,7 +316,7 @@ def _reached(
 ) -> Finding:
     """What share of a value is lost where a parameter holds no numbers: one draw tells."""
     try:
-        program = Program(analysis.graph, real, device, frozenset({claim.end}))
+        program = Program(analysis.graph, real, device, frozenset({claim.end}), alone=True)
         drawn = Drawer(program.parameters, options.seed, real, device).draw(0, 1)
         single = {n: p if p.shape == program.parameters[n].shape else p[0]
                   for n, p in drawn.items()}  # fmt: skip
@@ -283,19 +325,24 @@ def _reached(
         inputs = Feed(analysis.graph, options.seed, real, device, {}).draw(0, 1)
         with torch.no_grad():
             end = program.run(single, {id: x[0] for id, x in inputs.items()})[claim.end]
-    except (CannotExecute, RuntimeError, ValueError, KeyError, IndexError) as problem:
-        text = " ".join(str(problem).split())[:100]
-        return replace(finding, verdict="inconclusive",
-                       measurement=Measurement(remark=f"not run: {text}"))  # fmt: skip
+    except Exception as problem:  # whatever torch makes of somebody's network
+        why = f"not run: {in_a_line(problem)}"
+        return replace(finding, verdict="inconclusive", measurement=Measurement(remark=why))
     share = float((~end.isfinite()).double().mean())
     verdict: Verdict = "confirmed" if share > claim.limit else "refuted"
     return replace(finding, verdict=verdict, measurement=Measurement(share, share, share, 1))
 
 
-def _fits_single(analysis: Analysis) -> bool:
+def _fits_single(analysis: Analysis, data: Data | None = None) -> bool:
     """Whether every second moment is known and so far from the ends of single precision that no
-    draw comes near them: its rounding is then far below the scatter of draws, and it is faster."""
+    draw comes near them: its rounding is then far below the scatter of draws, and it is faster.
+
+    Data are within a factor of a hundred of the size that is assumed without them.
+    """
     low, high = 1e-12, 1e12
+    for x in data.rows.values() if data is not None else ():
+        if x.is_floating_point() and not 1e-4 < float(x.double().square().mean()) < 1e4:
+            return False
     for id, value in analysis.graph.values.items():
         if "float" not in (value.dtype or "") or id in analysis.graph.static:
             continue

@@ -20,8 +20,10 @@ from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS
 from archlint.probe.draws import Blocks
 from archlint.probe.ops.frame import torch_dtype
+from archlint.user_code import call
 
-_MOST_ROWS = 4096  # of a loader: batches are drawn from these
+_MOST_ROWS = 4096  # batches are drawn from these
+_MOST_ELEMENTS = 2**27
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ class Data:
 
     rows: Mapping[str, Tensor]
     labels: Tensor | None = None
+
+    def to(self, device: torch.device, real: torch.dtype) -> Data:
+        """The same on a device, its real numbers in a type. Raises ArchlintError."""
+        try:
+            rows = {
+                id: x.to(device, real if x.is_floating_point() else x.dtype)
+                for id, x in self.rows.items()
+            }
+            return Data(rows, None if self.labels is None else self.labels.to(device))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ArchlintError(
+                f"--data: its samples do not fit into the memory of {device}", "give fewer"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -98,11 +113,17 @@ def _table(graph: LayerGraph, node: Node, value: str) -> int | None:
 # --------------------------------------------------------------------------- the user's data
 
 
-def read_data(source: str, graph: LayerGraph, real: torch.dtype, device: torch.device) -> Data:
+def read_data(source: str, graph: LayerGraph) -> Data:
     """Rows for the first input of a graph from ``FILE.npy``, ``FILE.npz`` (the first array; the
     second holds the classes) or an importable loader ``package.module:loader``, whose batches may
-    be pairs with classes. Raises ArchlintError for what does not fit."""
-    array, classes = _arrays(source)
+    be pairs with classes. Of many rows some that are spread evenly. Raises ArchlintError for what
+    does not fit."""
+    try:
+        array, classes = _arrays(source)
+    except MemoryError as error:
+        raise ArchlintError(
+            f"{source} does not fit into the memory", "save fewer samples, or give a loader"
+        ) from error
     if not graph.inputs:
         raise ArchlintError("--data is given, and the model has no input", "leave it out")
     id = graph.inputs[0]
@@ -120,6 +141,12 @@ def read_data(source: str, graph: LayerGraph, real: torch.dtype, device: torch.d
             f"{source}: its samples are {sizes}, the input {id} takes {expected}",
             f"save an array of [samples, {expected.replace('x', ', ')}], or give --input",
         )
+    if classes is not None and (classes.dtype.kind not in "iu" or classes.shape != (len(array),)):
+        classes = None
+    most = max(1, min(_MOST_ROWS, _MOST_ELEMENTS // max(math.prod(array.shape[1:]), 1)))
+    if len(array) > most:
+        every = np.linspace(0, len(array) - 1, most).round().astype(np.int64)
+        array, classes = array[every], classes if classes is None else classes[every]
     floating = "float" in (value.dtype or "")
     if floating:
         if array.dtype.kind not in "fiub":
@@ -139,11 +166,9 @@ def read_data(source: str, graph: LayerGraph, real: torch.dtype, device: torch.d
             raise ArchlintError(
                 f"{source} holds ids from {array.min()} to {array.max()}, the table has {bound} "
                 "rows", "use the model's own tokenizer")  # fmt: skip
-    dtype = torch_dtype(value.dtype, real)
-    rows = {id: torch.as_tensor(np.ascontiguousarray(array)).to(device=device, dtype=dtype)}
-    if classes is None or classes.dtype.kind not in "iu" or classes.shape != (len(array),):
-        return Data(rows)
-    return Data(rows, torch.as_tensor(classes.astype(np.int64)).to(device))
+    wide = np.float64 if floating else np.int64
+    rows = {id: torch.from_numpy(np.array(array, wide))}
+    return Data(rows, None if classes is None else torch.as_tensor(classes.astype(np.int64)))
 
 
 def _arrays(source: str) -> tuple[Any, Any]:
@@ -151,7 +176,7 @@ def _arrays(source: str) -> tuple[Any, Any]:
     path = Path(source)
     if path.suffix in (".npy", ".npz") or path.exists():
         try:
-            found = np.load(path, allow_pickle=False)
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
             if not isinstance(found, np.lib.npyio.NpzFile):
                 return found, None
             with found:
@@ -172,17 +197,20 @@ def _arrays(source: str) -> tuple[Any, Any]:
             f"--data {source!r} is neither a .npy file nor a loader",
             "give FILE.npy, FILE.npz or package.module:loader",
         )
-    try:
+
+    def read() -> list[tuple[Any, Any]]:
         loader = getattr(importlib.import_module(module), name)
-        batches = list(_batches(loader() if callable(loader) else loader))
-    except ArchlintError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise ArchlintError(
-            f"{source} cannot be read: {type(error).__name__}: {error}", "check the loader"
-        ) from error
+        return list(_batches(source, loader() if callable(loader) else loader))
+
+    batches = call(f"reading {source}", read)
     if not batches:
         raise ArchlintError(f"{source} gives no batch", "check the loader")
+    shapes = {first.shape[1:] for first, _ in batches}
+    if len(shapes) > 1:
+        some = ", ".join(sorted("x".join(map(str, s)) or "single numbers" for s in shapes)[:3])
+        raise ArchlintError(
+            f"{source} gives samples of several shapes: {some}", "let it pad or crop them"
+        )
     samples = np.concatenate([first for first, _ in batches])[:_MOST_ROWS]
     classes = [second for _, second in batches if second is not None and second.ndim == 1]
     if len(classes) < len(batches):
@@ -190,17 +218,28 @@ def _arrays(source: str) -> tuple[Any, Any]:
     return samples, np.concatenate(classes)[:_MOST_ROWS]
 
 
-def _batches(loader: Any) -> Iterator[tuple[Any, Any]]:
+def _batches(source: str, loader: Any) -> Iterator[tuple[Any, Any]]:
     """The first two tensors of each batch, None for one that is not there, until there are rows
     enough."""
     rows = 0
     for batch in loader:
-        parts = [np.asarray(x.detach().cpu()) if isinstance(x, Tensor) else np.asarray(x)
-                 for x in _leaves(batch)][:2]  # fmt: skip
+        parts = [_array(x) for x in _leaves(batch)][:2]
+        if not parts or parts[0].ndim == 0:
+            raise ArchlintError(
+                f"{source} gives a batch that is no array of samples: {type(batch).__name__}",
+                "let it give tensors, or pairs of samples and classes",
+            )
         yield parts[0], parts[1] if len(parts) > 1 else None
         rows += len(parts[0])
         if rows >= _MOST_ROWS:
             return
+
+
+def _array(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    return np.asarray(x)
 
 
 def _leaves(batch: Any) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import torch
 
 from archlint.finding import Finding, Remedy, Severity, Training, Trial, Verdict
 from archlint.graph.model import LayerGraph
-from archlint.probe.ensemble import is_out_of_memory
+from archlint.probe.ensemble import in_a_line, is_out_of_memory
 from archlint.probe.feed import Data
 from archlint.probe.ops.frame import CannotExecute
 from archlint.probe.options import ProbeOptions
@@ -62,11 +62,11 @@ def start(
         found.remarks.append(f"not trained: it cannot be executed: {problem}")
     except KeyboardInterrupt:
         found.interrupted = True
-    except (RuntimeError, MemoryError, ValueError) as problem:
+    except Exception as problem:  # whatever torch makes of somebody's network
         if is_out_of_memory(problem):
             found.remarks.append("not trained: a single draw does not fit into the memory")
         else:
-            found.remarks.append(f"not trained: {' '.join(str(problem).split())[:160]}")
+            found.remarks.append(f"not trained: {in_a_line(problem)}")
     finally:
         torch.random.set_rng_state(before)
     return found
@@ -125,8 +125,7 @@ def _compare(
             try:
                 train(changed, time.monotonic() + share, trials)
             except (CannotExecute, RuntimeError, ValueError) as problem:
-                text = " ".join(str(problem).split())[:100]
-                trials.append(f"with {remedy.words} it does not run: {text}")
+                trials.append(f"with {remedy.words} it does not run: {in_a_line(problem)}")
     finally:
         for training in own:
             if isinstance(training, Training):

@@ -22,8 +22,14 @@ from torch import Tensor
 from archlint.finding import Training
 from archlint.graph.model import LayerGraph
 from archlint.probe.draws import Drawer
-from archlint.probe.ensemble import exact_convolutions, is_out_of_memory, threads_for
+from archlint.probe.ensemble import (
+    exact_convolutions,
+    in_a_line,
+    is_out_of_memory,
+    threads_for,
+)
 from archlint.probe.execute import DATA_SIZED, Program
+from archlint.probe.ops.frame import CannotExecute
 from archlint.probe.task import Batch, NoTask, Readout, Task
 
 Optimizer = Literal["sgd", "adam"]
@@ -67,6 +73,7 @@ class Runs:
         self.rates = self.rates or RATES[self.optimizer]
         self.program = Program(self.graph, REAL, self.device, frozenset({self.readout.value}))
         self.drawer = Drawer(self.program.parameters, self.seed, REAL, self.device)
+        self.remarks += [f"for training, {remark}" for remark in self.drawer.remarks]
         self.together = not any(node.op in DATA_SIZED for node in self.graph.walk())
         self.trained = [
             name for name, p in self.program.parameters.items()
@@ -89,15 +96,19 @@ class Runs:
             some = draws[:chunk]
             try:
                 self._train(some, rates, tick)
-            except (RuntimeError, MemoryError) as problem:
+            except (CannotExecute, NoTask, OutOfTime):
+                raise
+            except Exception as problem:  # whatever torch makes of somebody's network
                 if is_out_of_memory(problem) and len(some) > 1:
                     chunk = len(some) // 2
                     continue
                 if not self.together or is_out_of_memory(problem):
                     raise
+                torch.zeros(1, device=self.device).cpu()  # raises where the device is lost
                 self.together = False
-                text = " ".join(str(problem).split())[:100]
-                self.remarks.append(f"trained one by one, since vmap does not take it: {text}")
+                self.remarks.append(
+                    f"trained one by one, since vmap does not take it: {in_a_line(problem)}"
+                )
                 continue
             if last:
                 self.failed.update(i for i in some if i not in self.started)

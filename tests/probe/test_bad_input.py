@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from archlint.finding import Claim, Finding, Severity
 from archlint.graph.from_torch import load_torch
 from archlint.probe import ensemble as ensembles
 from archlint.probe.experiment import device_of, run
+from archlint.probe.feed import read_data
 from archlint.probe.options import ProbeOptions, options_of, parse_size
+from archlint.probe.rebuild import CannotRebuild
 from archlint.signal.analysis import Analysis, analyse
 from tests.rules import models
 
@@ -54,7 +57,7 @@ def test_data_that_does_not_fit(plain: Analysis, tmp_path: Path, array: Any, tex
 @pytest.mark.parametrize(
     ("source", "text"),
     [("missing.npy", "does not exist"), ("nothing", "neither a .npy file nor a loader"),
-     ("no.such.module:loader", "cannot be read")],
+     ("no.such.module:loader", "reading no.such.module:loader raised ModuleNotFoundError")],
 )  # fmt: skip
 def test_data_that_is_not_there(plain: Analysis, source: str, text: str) -> None:
     with pytest.raises(ArchlintError, match=text):
@@ -181,7 +184,11 @@ def test_out_of_memory_with_a_single_draw(plain: Analysis, monkeypatch: pytest.M
     assert "a single draw does not fit into the memory" in outcome.remarks
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt(), RuntimeError("CUDA error: device lost")])
+@pytest.mark.parametrize(
+    "problem",
+    [KeyboardInterrupt(), RuntimeError("CUDA error: device lost"), IndexError("of torch's own"),
+     CannotRebuild("ValueError: no")],
+)  # fmt: skip
 def test_what_is_decided_stays_decided(
     plain: Analysis, monkeypatch: pytest.MonkeyPatch, problem: BaseException
 ) -> None:
@@ -208,16 +215,115 @@ def test_what_is_decided_stays_decided(
     assert outcome.interrupted == isinstance(problem, KeyboardInterrupt)
 
 
-def test_nodes_that_are_not_understood(plain: Analysis) -> None:
-    class Strange(nn.Module):
+class Strange(nn.Module):
+    """A function between two layers that archlint does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.special.bessel_j0(self.first(x)))
+
+
+def test_nodes_that_are_not_understood() -> None:
+    analysis = analysed(Strange(), 2, 8)
+    outcome = run(analysis, [claim(analysis)])
+    assert outcome.findings[0].verdict == "inconclusive"
+    assert "cannot be executed" in outcome.remarks[0]
+
+
+@pytest.mark.parametrize("statistic", ["length", "gradient"])
+def test_what_comes_before_them_is_measured(statistic: Any) -> None:
+    analysis = analysed(Strange(), 2, 8)
+    graph = analysis.graph
+    made = Claim(statistic, graph.nodes[0].output, graph.inputs[0], 4.0, 2.0)
+    finding = Finding("ARC000", "planted", Severity.ERROR, "planted.", "", claim=made)
+    outcome = run(analysis, [finding, claim(analysis)], ProbeOptions(draws=64))
+    assert [f.verdict for f in outcome.findings] == ["refuted", "inconclusive"]
+    measured = outcome.findings[0].measurement
+    assert measured is not None
+    assert measured.figure is not None
+    # Weights of variance 1/(3·fan-in): forwards the biases add as much again.
+    expected = {"length": 1 / 3 + 1 / 24, "gradient": 1 / 3}[statistic]
+    assert measured.figure == pytest.approx(np.log10(expected), abs=0.2)
+
+
+def test_outputs_whose_size_depends_on_the_data() -> None:
+    class Chosen(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.special.bessel_j0(self.layer(x))
+            y = self.layer(x)
+            return y[y > 0]
 
-    analysis = analysed(Strange(), 2, 8)
-    outcome = run(analysis, [claim(analysis)])
-    assert outcome.findings[0].verdict == "inconclusive"
-    assert "cannot be executed" in outcome.remarks[0]
+    analysis = analysed(Chosen(), 2, 8)
+    graph = analysis.graph
+    made = [Claim(s, graph.nodes[0].output, graph.inputs[0], 4.0, 2.0)
+            for s in ("length", "gradient")]  # fmt: skip
+    findings = [Finding("ARC000", "planted", Severity.ERROR, "planted.", "", claim=c)
+                for c in made]  # fmt: skip
+    outcome = run(analysis, findings, ProbeOptions(draws=64))
+    assert [f.verdict for f in outcome.findings] == ["refuted", "refuted"]
+    assert any("depend on the data" in remark for remark in outcome.remarks)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [("return [torch.zeros(8, 64), torch.zeros(8, 63)]", "samples of several shapes: 63, 64"),
+     ("raise RuntimeError('boom')", "raised RuntimeError: boom"),
+     ("return ['abc']", "no array of samples"),
+     ("return [[]]", "no array of samples"),
+     ("raise SystemExit(3)", "ended the program"),
+     ("return []", "gives no batch")],
+)  # fmt: skip
+def test_loaders_that_fail(
+    plain: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, text: str
+) -> None:
+    (tmp_path / "rows_of_mine.py").write_text(f"import torch\ndef loader():\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "rows_of_mine", raising=False)
+    with pytest.raises(ArchlintError, match=text):
+        run(plain, [claim(plain)], ProbeOptions(data="rows_of_mine:loader"))
+
+
+def test_of_many_rows_some_are_taken(tmp_path: Path, plain: Analysis) -> None:
+    rows = np.arange(50_000, dtype=np.float32)[:, None].repeat(64, 1)
+    np.savez(tmp_path / "many.npz", rows, np.arange(50_000))
+    data = read_data(str(tmp_path / "many.npz"), plain.graph)
+    found = data.rows[plain.graph.inputs[0]]
+    assert found.shape == (4096, 64)
+    assert data.labels is not None
+    assert torch.equal(found[:, 0].long(), data.labels)
+    assert int(data.labels[0]) == 0
+    assert int(data.labels[-1]) == 49_999
+
+
+def test_data_far_from_one_are_computed_in_double_precision(
+    plain: Analysis, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.npy"
+    np.save(path, np.full((40, 64), 1e30))
+    found = run(plain, [claim(plain)], ProbeOptions(data=str(path), draws=64)).findings[0]
+    assert found.measurement is not None
+    assert found.measurement.lost == 0
+
+
+@pytest.mark.parametrize("seed", [-5, 2**80])
+def test_any_integer_is_a_seed(plain: Analysis, seed: int) -> None:
+    found = run(plain, [claim(plain)], ProbeOptions(seed=seed, draws=64)).findings[0]
+    assert found.verdict == "refuted"
+
+
+def test_figures_do_not_hang_on_the_memory(plain: Analysis) -> None:
+    findings = [claim(plain, s) for s in ("length", "gradient")]
+    one, other = (
+        [f.measurement for f in run(plain, findings, ProbeOptions(draws=64, memory=m)).findings]
+        for m in (1e6, 1e9)
+    )
+    for a, b in zip(one, other, strict=True):
+        assert a is not None
+        assert b is not None
+        assert a.figure == pytest.approx(b.figure, rel=1e-5)
