@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,10 +27,12 @@ from archlint.signal.gradient import (
     both,
     no_gradient,
     scaled_origin,
+    summed,
     times,
     together,
 )
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.transfer import TRANSFER, Step
 
 _LOGS = np.arange(-70.0, 8.0, 0.05)  # ln(v/E v), wide enough for one degree of freedom
 
@@ -199,7 +202,8 @@ def _batch_norm(step: Back) -> list[Gradient | None]:
         return [UNKNOWN_GRADIENT]
     if step.attribute("training"):
         axes = [0, *range(2, len(shape))]
-        return [normalised(step, axes, [shape[a] or 0 for a in axes], True, 1, step.number("eps"))]
+        found = normalised(step, axes, [shape[a] or 0 for a in axes], True, 1, step.number("eps"))
+        return [found, *_of_scales(step, axes)]
     running = step.signal(4) if step.has(4) else Signal(1.0, 1.0)
     gamma = step.signal(1) if step.has(1) else Signal(1.0, 1.0)
     if running.mean is None or gamma.second_moment is None or x.second_moment is None:
@@ -208,6 +212,31 @@ def _batch_norm(step: Back) -> list[Gradient | None]:
     mean = None if gamma.mean is None else gamma.mean / math.sqrt(below)
     found = times(step.gradient, gamma.second_moment / below, None, mean)
     return [found.but(aligned=step.gradient.aligned)]
+
+
+def _of_scales(step: Back, axes: Sequence[int]) -> list[Gradient | None]:
+    """γ and β that were computed from other weights: ∂γ = Σ g x̂ and ∂β = Σ g over all that share
+    them, with E x̂² = v/(v + ε) and what two x̂ have in common as in the output."""
+    g, out = step.gradient, step.out_shape()
+    found: list[Gradient | None] = []
+    for i in (1, 2):
+        if not step.has(i) or step.value(i) not in step.graph.producer:
+            found.append(None)
+            continue
+        if out is None or None in out or len(g.along) != len(out):
+            found.append(UNKNOWN_GRADIENT)
+            continue
+        product = g
+        if i == 1:
+            plain = replace(step.node, inputs=step.node.inputs[:1])
+            normal = TRANSFER[step.node.op](Step(step.graph, plain, step.signals, step.dependence))
+            if not isinstance(normal, Signal) or normal.second_moment is None:
+                found.append(UNKNOWN_GRADIENT)
+                continue
+            product = times(g, normal.second_moment, along_of(normal, out))
+        total = summed(product, out, axes, keep=False)
+        found.append(total.but(origin=step.source(i), profile={}))
+    return found
 
 
 @backwards("layer_norm", "standardise")
