@@ -45,8 +45,8 @@ class Sources:
             return parts[0]
         return Sources("", parts, min(p.first for p in parts), max(p.last for p in parts), picked)
 
-    def meets(self, other: Sources) -> bool:
-        """Whether two sets have a source in common."""
+    def meets(self, other: Sources, whole: bool = False) -> bool:
+        """Whether two sets have a source in common; ``whole``: whichever its features."""
         if self is other:
             return True
         first, last = max(self.first, other.first), min(self.last, other.last)
@@ -54,7 +54,7 @@ class Sources:
             return False
         if not self._greatest().isdisjoint(other._greatest()):
             return True
-        return not self._names(first, last).isdisjoint(other._names(first, last))
+        return not self._names(first, last, whole).isdisjoint(other._names(first, last, whole))
 
     def _greatest(self) -> set[Sources]:
         """The greatest of the sets that this one is the union of."""
@@ -66,7 +66,7 @@ class Sources:
                 found += at.parts
         return set(found)
 
-    def _names(self, first: int, last: int) -> set[str]:
+    def _names(self, first: int, last: int, whole: bool) -> set[str]:
         """The names of the sources that are made between two nodes."""
         names: set[str] = set()
         seen = {(self, "")}
@@ -76,7 +76,7 @@ class Sources:
             if at.first > last or at.last < first:
                 continue
             if not at.parts:
-                names.add(f"{at.name}{picked}")
+                names.add(at.name if whole else f"{at.name}{picked}")
             more = {(part, f"{at.picked}{picked}") for part in at.parts} - seen
             seen |= more
             left += more
@@ -101,9 +101,9 @@ class Dependence:
             found = self._sources[value] = Sources(value, (), at, at)
         return found
 
-    def common(self, a: str, b: str) -> bool:
-        """Whether two values have a source in common."""
-        return self.sources(a).meets(self.sources(b))
+    def common(self, a: str, b: str, whole: bool = False) -> bool:
+        """Whether two values have a source in common; ``whole``: whichever its features."""
+        return self.sources(a).meets(self.sources(b), whole)
 
     def place(self, value: str) -> int:
         """Where in execution order a value is made; −1 before all."""

@@ -338,9 +338,8 @@ def _clip(step: Step) -> Signal:
 def _extreme(step: Step) -> Signal:
     """Against a number it clips; else unknown."""
     for i in (0, 1):
-        number = step.constant(i)
-        if number is not None and number.size == 1:
-            edge = float(number.reshape(-1)[0])
+        edge = step.dependence.number(step.value(i) or "", step.signals)
+        if edge is not None:
             if step.node.op == "maximum" and is_above(step.signal(1 - i), edge):
                 return step.signal(1 - i)
             bounds = (edge, math.inf) if step.node.op == "maximum" else (-math.inf, edge)

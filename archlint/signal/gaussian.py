@@ -128,3 +128,24 @@ def moments_of_maximum(
     y = math.sqrt(c) * x[:, None] + math.sqrt(1 - c) * x[None, :]
     value = f(mean + math.sqrt(variance) * y)
     return float(w @ (value @ density)), float(w @ ((value * value) @ density))
+
+
+@lru_cache(maxsize=4096)
+def maxima_of_pairs(count: int, correlation: float) -> float:
+    """E y y′ of the maxima of ``count`` independent pairs of standard normals with a correlation.
+
+    Cov(y, y′) = ∫∫ [Φ₂(a, b)^n − Φ(a)^n Φ(b)^n] da db (Hoeffding 1940), with Φ₂ from its derivative
+    by the correlation sin θ (Drezner 1978).
+    """
+    first, second, _ = max_of_correlated(count, 0.0)
+    top = math.asin(min(max(correlation, -0.999), 0.999))
+    step = 0.1
+    a = np.arange(-8.0, 8.0, step) + step / 2
+    x, w = _legendre()
+    angle = top / 2 * (1 + x)
+    one, two = a[:, None, None], a[None, :, None]
+    inner = np.exp(-(one**2 + two**2 - 2 * one * two * np.sin(angle)) / (2 * np.cos(angle) ** 2))
+    apart = np.multiply.outer(cdf_of(a), cdf_of(a))
+    joint = np.clip(apart + inner @ (w * top / 2) / (2 * math.pi), 0.0, 1.0)
+    covariance = float((joint**count - apart**count).sum()) * step * step
+    return min(first * first + covariance, second)

@@ -456,7 +456,8 @@ class _Algebra:
         other = {r for t in expression for r, f in t.factors.items()
                  if len(t.factors) > 1 or f is not None}  # fmt: skip
         for a, b in combinations(roots, 2):
-            if a.value != b.value and not self.dependence.common(a.value, b.value):
+            some = a.axis >= 0 or b.axis >= 0
+            if a.value != b.value and not self.dependence.common(a.value, b.value, some):
                 continue
             linear = {a, b} <= alone and not {a, b} & other
             if not linear or not self.dependence.separated(a.value, b.value, self.step.signals):

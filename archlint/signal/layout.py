@@ -663,3 +663,28 @@ def _cumsum(step: Step) -> Signal:
     second = x.second_moment * float((count + count * (count - 1) * c).mean())
     return x.but(mean=x.mean * (n + 1) / 2, second_moment=second, position_correlation=None,
                  sample_correlation=None, cross_correlation=None, profile={})  # fmt: skip
+
+
+@transfers("one_hot")
+def _one_hot(step: Step) -> Signal:
+    """One of n: E v = E v² = 1/n. Two places agree as often as their indices do, which are uniform
+    where they are not known."""
+    n, on, off = step.number("depth"), step.number("on"), step.number("off")
+    axis = int(step.number("axis"))
+    roles = step.signal(0).roles
+    rank = len(step.out_shape() or ())
+    if n < 1 or (on, off) != (1.0, 0.0) or axis % max(rank, 1) != rank - 1:
+        return UNKNOWN_SIGNAL
+    indices, table = step.constant(0), step.parameter(0)
+    if indices is None and table is not None and table.load is not None:
+        indices = np.asarray(table.load())
+    alike: float | None = 1 / n
+    between = 1.0 if step.value(0) in step.graph.static else 1 / n
+    if between == 1.0 and n > 1:
+        alike = None
+    if indices is not None and indices.size > 1:
+        met = np.unique(indices, return_counts=True)[1].astype(np.float64)
+        alike = float((met * (met - 1)).sum()) / (indices.size * (indices.size - 1))
+    return Signal(1 / n, 1 / n, alike, between, (), 1,
+                  (*roles, "feature") if len(roles) == rank - 1 else (),
+                  cross_correlation=alike, shared={rank - 1: 0.0})  # fmt: skip

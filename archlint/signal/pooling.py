@@ -6,7 +6,7 @@ import math
 
 from archlint.signal.activations import Activation, activation
 from archlint.signal.arithmetic import scaled
-from archlint.signal.gaussian import max_of_correlated, moments_of_maximum
+from archlint.signal.gaussian import max_of_correlated, maxima_of_pairs, moments_of_maximum
 from archlint.signal.gradient import merged, role_correlation
 from archlint.signal.interpolation import concentration
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
@@ -232,6 +232,16 @@ def _reduce(step: Step) -> Signal:
     return result
 
 
+def _maxima(x: Signal, count: int, c: float, greatest: Signal) -> float | None:
+    """E[y y′]/E y² of the maxima over features, independent but for their mean, of two places."""
+    if x.mean is None or x.second_moment is None or not x.variance or greatest.mean is None:
+        return None
+    rho = min(max((c * x.second_moment - x.mean**2) / x.variance, -1.0), 1.0)
+    centred = x.variance * maxima_of_pairs(count, round(rho, 3))
+    shift = 2 * x.mean * (greatest.mean - x.mean) + x.mean**2
+    return correlated(centred + shift, greatest.second_moment)
+
+
 @transfers("reduce_max", "reduce_min")
 def _reduce_max(step: Step) -> Signal:
     """The greatest of normals over positions, features or samples, with the mean correlation of
@@ -248,7 +258,9 @@ def _reduce_max(step: Step) -> Signal:
     sign = -1.0 if step.node.op == "reduce_min" else 1.0
     result = maximum(step, count, alike, sign).but(roles=reduced_roles(step, x))
     left = [a for a, r in enumerate(x.roles) if r == "position" and shape[a] != 1]
-    if not all(x.roles[a] == "position" for a in axes):  # what is left of the others is alike
+    if all(x.roles[a] == "feature" for a in axes):
+        result = result.but(**paired(x, lambda c: _maxima(x, count, c, result)))
+    elif not spots:  # what is left of the others is alike
         result = result.but(position_correlation=None, sample_correlation=None,
                             cross_correlation=None)  # fmt: skip
         if "sample" in [x.roles[a] for a in axes]:

@@ -20,6 +20,7 @@ from archlint.signal.activations import activation
 from archlint.signal.arithmetic import added, multiplied, scaled
 from archlint.signal.attention import participation
 from archlint.signal.elementwise import through
+from archlint.signal.gaussian import maxima_of_pairs
 from archlint.signal.interpolation import concentration
 from archlint.signal.moments import Signal
 from archlint.signal.pooling import averaged
@@ -405,3 +406,13 @@ def test_one_pass_is_linear_in_the_nodes() -> None:
         return time.perf_counter() - start
 
     assert seconds(400) <= 40 * max(seconds(40), 1e-3)
+
+
+@pytest.mark.parametrize(("count", "correlation"), [(4, 0.5), (32, 0.3), (32, 0.95)])
+def test_maxima_of_pairs(count: int, correlation: float) -> None:
+    rng = np.random.default_rng(0)
+    z, e = rng.standard_normal((2, 100_000, count))
+    u = correlation * z + math.sqrt(1 - correlation**2) * e
+    products = z.max(1) * u.max(1)
+    error = products.std() / math.sqrt(products.size)
+    assert maxima_of_pairs(count, correlation) == pytest.approx(products.mean(), abs=4 * error)

@@ -69,6 +69,20 @@ def _sign(net: Net, x: Tensor) -> Tensor:
     return h / (1 + h.abs())
 
 
+def _turned(net: Net, x: Tensor) -> Tensor:
+    """Pairs of features turned by angles of which cosines and sines are at hand."""
+    angle = torch.arange(5.0)[:, None] * torch.tensor([1.0, 0.2])
+    wave = torch.cat([angle, angle], -1).repeat_interleave(8, -1)
+    q, rest = net.a(x).split([32, 32], -1)
+    half = torch.cat([-q[..., 16:], q[..., :16]], -1)
+    return torch.cat([q * wave.cos() + half * wave.sin(), rest], -1)
+
+
+def _at_least(net: Net, x: Tensor) -> Tensor:
+    """A learned threshold that starts at a number."""
+    return torch.maximum(net.norm(net.a(x)), net.norm.bias)
+
+
 NETS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "beside its norm": lambda net, x: x + net.norm(x),
     "a gate between a tensor and its function": _gate,
@@ -78,6 +92,8 @@ NETS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "under a gate made of itself": _own_gate,
     "the square of a rectifier": _squares,
     "softsign spelled out": _sign,
+    "pairs of features turned": _turned,
+    "a maximum with a weight": _at_least,
 }
 APART = {"tokens beside a class token"}  # whose gradients' common part is not followed
 

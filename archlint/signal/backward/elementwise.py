@@ -322,14 +322,15 @@ def _extreme(step: Back) -> list[Gradient | None]:
     """Against a number it clips. Of two tensors of one law each is chosen half the time."""
     greatest = step.node.op == "maximum"
     for i in (0, 1):
-        edge = _number(step, i)
+        edge = step.dependence.number(step.value(i) or "", step.signals)
         if edge is None:
             continue
         x, y = step.signal(1 - i), step.out_signal()
         whole = x.one_sided > 0 and greatest and y.second_moment == x.second_moment
         bounds = (edge, math.inf) if greatest else (-math.inf, edge)
         g = step.gradient if whole else _hard(step, 1 - i, *bounds)
-        return [g, None] if i == 1 else [None, g]
+        rest = None if step.constant(i) is not None else _less(step, g, i)
+        return [g, rest] if i == 1 else [rest, g]
     a, b = step.signal(0), step.signal(1)
     if a.second_moment is None or b.second_moment is None or a.mean is None or b.mean is None:
         return [UNKNOWN_GRADIENT, UNKNOWN_GRADIENT]
@@ -340,6 +341,15 @@ def _extreme(step: Back) -> list[Gradient | None]:
     half = (0.5,) * len(step.gradient.along)
     return [unbroadcast(step, times(step.gradient, share, half, share), 0),
             unbroadcast(step, times(step.gradient, 1 - share, half, 1 - share), 1)]  # fmt: skip
+
+
+def _less(step: Back, g: Gradient, i: int) -> Gradient:
+    """What a weight that all start at one number gets of a maximum: where it is chosen."""
+    arriving, chosen = step.gradient, g.second_moment
+    if arriving.second_moment is None or chosen is None:
+        return UNKNOWN_GRADIENT
+    share = max(1 - chosen / arriving.second_moment, 0.0) if arriving.second_moment else 0.0
+    return unbroadcast(step, times(arriving, share, (share,) * len(arriving.along), share), i)
 
 
 @backwards("where", "masked_fill")
