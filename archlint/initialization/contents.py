@@ -207,11 +207,10 @@ class Storage:
 
     def _leave(self, gone: Sequence[int] | range, by: Sequence[Piece]) -> None:
         """Note the initializers of which nothing is left."""
-        new = {(p.event.text, p.event.site) for p in by}
-        for i in gone:
-            event = self.pieces[i].event
-            if event.initialiser and (event.text, event.site) not in new:
-                self.overwritten.append(event)
+        left = [event for i in gone if (event := self.pieces[i].event).initialiser]
+        if left:
+            new = {(p.event.text, p.event.site) for p in by}
+            self.overwritten += [event for event in left if (event.text, event.site) not in new]
 
     def change(self, where: Geometry, function: Callable[[Piece], Piece]) -> None:
         """Replace every piece in a view by what ``function`` makes of it."""

@@ -315,6 +315,7 @@ def _cut_moments(low: float, high: float) -> Moments4:
 # --------------------------------------------------------------------------- making laws
 
 
+@lru_cache(maxsize=1024)
 def constant(value: float) -> Law:
     """One number everywhere."""
     family: Family = "zeros" if value == 0 else "ones" if value == 1 else "constant"
@@ -325,14 +326,15 @@ def normal(mean: float, std: float, draw: Draw | None = None) -> Law:
     """N(mean, std²)."""
     if std == 0.0:
         return constant(mean)
-    return _named(Law("normal", "normal", mean, std, draw=draw or Draw()))
+    return Law("normal", "normal", mean, std, draw=draw or Draw(), symmetric=mean == 0.0)
 
 
 def uniform(low: float, high: float, draw: Draw | None = None) -> Law:
     """U(low, high)."""
     if low == high:
         return constant(low)
-    return _named(Law("uniform", "uniform", low, high - low, draw=draw or Draw()))
+    even = abs(low + high) <= 1e-9 * abs(high - low)
+    return Law("uniform", "uniform", low, high - low, draw=draw or Draw(), symmetric=even)
 
 
 def truncated(mean: float, std: float, cut: tuple[float, float], draw: Draw | None = None) -> Law:
@@ -355,6 +357,7 @@ def unknown(why: str, draw: Draw | None = None) -> Law:
     return Law("unknown", draw=draw, exact=False, why=why)
 
 
+@lru_cache(maxsize=1)
 def uninitialised() -> Law:
     """Memory that nobody filled."""
     return Law("uninitialised", exact=False)

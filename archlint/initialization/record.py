@@ -29,6 +29,7 @@ from archlint.finding import Site
 from archlint.graph.model import Overwritten
 from archlint.initialization import laws
 from archlint.initialization.contents import Content, Event, Piece, Storage, one
+from archlint.initialization.direct import initializers_entered, watched
 from archlint.initialization.distribution import Distribution
 from archlint.initialization.laws import Law
 from archlint.initialization.replaced import replaced
@@ -86,7 +87,7 @@ class Record:
     def watching(self) -> Iterator[None]:
         """While this is active, what is done to tensors is watched."""
         with (seeded(), warnings.catch_warnings(), self.listings.watching(),
-              replaced(self.watcher), Dispatcher(self.watcher),
+              replaced(self.watcher), initializers_entered(), Dispatcher(self.watcher),
               _Functions(self.watcher)):  # fmt: skip
             # load_state_dict finds weights on meta; what it copies there is seen
             warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
@@ -355,6 +356,9 @@ class _Functions(TorchFunctionMode):
             return func(args[0], self.watcher.compatible(args[0], args[1]))
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
+        direct = watched(self.watcher, func, args, kwargs)
+        if direct is not None:
+            return direct
         if name in _MOVES and args and isinstance(args[0], Tensor):
             return args[0]
         if name == "to":

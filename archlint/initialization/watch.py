@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import FrameType
 from typing import Any
 
@@ -114,6 +114,11 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return tensors_of(self.args, self.kwargs)
+
     @property
     def target(self) -> Tensor:
         """The tensor that is written into, or the first argument."""
@@ -173,14 +178,14 @@ class Watcher:
 
     def is_real(self, tensor: Tensor) -> bool:
         """Whether a tensor's elements follow from literals and are there."""
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             return False
         found = self.storage(tensor)
         return found is None or (found.real and not found.stale)
 
     def has_elements(self, tensor: Tensor) -> bool:
         """Whether a tensor's elements are there, drawn or not."""
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             return False
         found = self.storage(tensor)
         return found is None or not found.stale
@@ -219,7 +224,7 @@ class Watcher:
 
     def _settle(self, tensor: Tensor, storage: Storage) -> None:
         """Whether a real storage is free of draws."""
-        if tensor.device.type != "meta" and not storage.stale:
+        if not tensor.is_meta and not storage.stale:
             storage.real = all(p.law is None or _is_fixed(p.law) for p in storage.pieces)
 
     def compatible(self, tensor: Tensor, value: Any) -> Any:
@@ -264,9 +269,10 @@ class Watcher:
 
     def execute(self, call: Call) -> Any:
         """Run a call: for real where all elements are there, else on meta."""
-        tensors = tensors_of(call.args, call.kwargs)
-        kwargs = {k: v for k, v in call.kwargs.items() if k not in ("device", "pin_memory")}
-        if all(self.has_elements(t) for t in tensors) and self._fits(call, tensors, kwargs):
+        tensors, kwargs = call.tensors, call.kwargs
+        if kwargs:
+            kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory")}
+        if all(map(self.has_elements, tensors)) and self._fits(call, tensors, kwargs):
             return call.func(*call.args, **kwargs)
         if call.op.name in _READS:
             raise NeedsElements(f"{call.op.name} of a tensor without elements")
@@ -306,7 +312,11 @@ class Watcher:
         if self.paused:
             return self._results.of(func, args, kwargs)
         op = operator(func)
-        call = Call(func, op, args, kwargs)
+        return self.handled(Call(func, op, args, kwargs))
+
+    def handled(self, call: Call) -> Any:
+        """Run a call and note what it does."""
+        func, op, args, kwargs = call.func, call.op, call.args, call.kwargs
         if op.name in _FACTORIES:
             return _made(self, call)
         if op.name == "set_":  # the storage is exchanged, and with it what is known
@@ -319,8 +329,7 @@ class Watcher:
             if op.name == "lift_fresh" and self.storage(result) is None:
                 self.file(result, lambda: Piece(None, self.event("tensor")))
             return result
-        tensors = tensors_of(args, kwargs)
-        if all(self.is_real(t) for t in tensors) and not op.seeded:
+        if not op.seeded and all(map(self.is_real, call.tensors)):
             return self._computed(call)
         handler = _HANDLERS.get(op.name)
         if handler is None and op.pointwise:
@@ -462,11 +471,9 @@ def _made(watcher: Watcher, call: Call) -> Any:
             shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
         result = shape_only
         watcher.unallocated += numel
-    law = _law_made(call, numel)
-    here = numel <= room
-    fixed = name in _FILLED or name in _TABLES
-    piece = Piece(None if here and fixed else law, watcher.event(name))
-    watcher.put(result, Storage(_numel(result), piece, real=here and fixed))
+    real = numel <= room and (name in _FILLED or name in _TABLES)
+    piece = Piece(None if real else _law_made(call, numel), watcher.event(name))
+    watcher.put(result, Storage(_numel(result), piece, real=real))
     return result
 
 
@@ -702,8 +709,9 @@ def _gathered(watcher: Watcher, call: Call) -> Any:
 
 
 def _whole(watcher: Watcher, tensor: Tensor) -> bool:
-    here = geometry(tensor)
-    return here.numel == watcher.known(tensor).numel and here.in_order
+    if tensor.numel() != watcher.known(tensor).numel:
+        return False
+    return tensor.is_contiguous() or geometry(tensor).in_order
 
 
 def _mark(
@@ -1006,7 +1014,7 @@ def _roots(watcher: Watcher, tensors: Sequence[Tensor]) -> frozenset[Draw]:
 def _opaque(watcher: Watcher, call: Call) -> Any:
     """An operator that is not understood."""
     name = call.op.name
-    roots = _roots(watcher, tensors_of(call.args, call.kwargs))
+    roots = _roots(watcher, call.tensors)
     result = watcher.execute(call)
     event = watcher.event(name, bool(call.op.written))
     piece = Piece(unknown(name, Draw(roots or None)), event)
