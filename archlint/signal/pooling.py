@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
+from archlint.graph.model import LayerGraph, Node
 from archlint.signal.activations import Activation, activation
 from archlint.signal.arithmetic import scaled
 from archlint.signal.gaussian import max_of_correlated, maxima_of_pairs, moments_of_maximum
 from archlint.signal.gradient import merged, role_correlation
 from archlint.signal.interpolation import concentration
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.parts import weighted_mean
 from archlint.signal.transfer import (
     Step,
     correlated,
@@ -50,9 +53,10 @@ def _avg_pool(step: Step) -> Signal:
     if (not step.attribute("count_padding") or not any(step.ints("padding"))
             or result.second_moment is None):  # fmt: skip
         return result
-    covered = _covered(step)
-    if covered is None:
+    spans = _spans(step.graph, step.node)
+    if spans is None:
         return UNKNOWN_SIGNAL
+    covered = _elements(spans) / count
     return result.but(
         mean=None if result.mean is None else result.mean * covered,
         second_moment=result.second_moment * covered,
@@ -89,25 +93,41 @@ def maximum(step: Step, count: int, alike: float | None = None, sign: float = 1.
     of −1 gives the minimum of them.
     """
     if sign < 0:
-        return scaled(_maximum(scaled(step.signal(0), -1.0), None, count, alike), -1.0)
-    return _maximum(step.signal(0), step, count, alike)
+        x = scaled(step.signal(0), -1.0)
+        return scaled(_of_normals(x, x, None, count, alike), -1.0)
+    return _greatest(step, step.value(0), count, alike)
 
 
-def _maximum(x: Signal, step: Step | None, count: int, alike: float | None) -> Signal:
-    before_it = x
-    producer = step.graph.producer.get(step.value(0) or "") if step is not None else None
-    phi: Activation | None = None
-    if step is not None and producer is not None and producer.op in _RISING and producer.inputs[0]:
-        before = step.signals.get(producer.inputs[0], UNKNOWN_SIGNAL)
+def _greatest(step: Step, value: str | None, count: int, alike: float | None) -> Signal:
+    """The maximum of ``count`` elements of a value; of tensors side by side, that of each."""
+    x = step.signals.get(value or "", UNKNOWN_SIGNAL)
+    producer = step.graph.producer.get(value or "")
+    if producer is not None and producer.op == "concat" and alike is None:
+        axis = int(str(producer.attributes["axis"]))
+        sizes = [known_size(step.graph.shape(v), (axis,)) or 0 for v in producer.inputs]
+        if len(x.roles) > axis and x.roles[axis] == "feature" and all(sizes):
+            parts = [_greatest(step, v, count, None) for v in producer.inputs]
+            if all(part.known for part in parts):
+                return weighted_mean(list(zip(parts, sizes, strict=True)), x.roles)
+    if producer is not None and producer.op in _RISING:
+        before = step.signals.get(producer.inputs[0] or "", UNKNOWN_SIGNAL)
         phi = activation(producer.op, producer.attributes)
-        x = before.but(roles=x.roles) if before.known and phi is not None else x
+        if before.known and phi is not None:
+            return _of_normals(x, before.but(roles=x.roles), phi, count, alike)
+    return _of_normals(x, x, None, count, alike)
+
+
+def _of_normals(
+    value: Signal, x: Signal, phi: Activation | None, count: int, alike: float | None
+) -> Signal:
+    """The maximum of elements of a value, which are those of ``x`` or an activation of them."""
     alike = x.position_correlation if alike is None else alike
     if x.second_moment is None or x.mean is None or alike is None:
         return Signal(roles=x.roles)
     centre, q = x.mean, x.second_moment
     variance = q - centre**2
     if variance <= 1e-12 * q:
-        return before_it
+        return value
     c = min(max((alike * q - centre**2) / variance, 0.0), 1.0)
     first, second, _ = max_of_correlated(count, round(c, 4), -math.inf)
     own = max(second - first * first, 1e-9)  # the variance of the maximum of standard normals
@@ -133,29 +153,51 @@ def _maximum(x: Signal, step: Step | None, count: int, alike: float | None) -> S
 
 @transfers("max_pool")
 def _max_pool(step: Step) -> tuple[Signal, Signal]:
-    """A window's maximum; at the border windows hold fewer elements."""
-    count = math.prod(step.ints("kernel"))
+    """A window's maximum; a maximum of maxima over windows that leave nothing out is one over a
+    wider window."""
+    value, spans = step.value(0), _spans(step.graph, step.node)
+    count = math.prod(step.ints("kernel")) if spans is None else _elements(spans)
     if count == 1:
         return step.signal(0), UNKNOWN_SIGNAL
-    covered = _covered(step)
-    return maximum(step, max(round(count * (covered or 1.0)), 1)), UNKNOWN_SIGNAL
+    while spans is not None:
+        pool = step.graph.producer.get(value or "")
+        if pool is None or pool.op != "max_pool" or not _leaves_nothing_out(pool):
+            break
+        value, spans = pool.inputs[0], _spans(step.graph, pool, spans)
+        count = _elements(spans or [])
+    return _greatest(step, value, max(round(count), 1), None), UNKNOWN_SIGNAL
 
 
-def _covered(step: Step) -> float | None:
-    """The mean share of a pooling window that lies inside the map."""
-    shape, out = step.shape(0), step.out_shape()
-    if shape is None or out is None:
+_Spans = list[list[tuple[int, int]]]  # stretches [begin, end) along every spatial axis
+
+
+def _spans(graph: LayerGraph, node: Node, outputs: _Spans | None = None) -> _Spans | None:
+    """The stretches of a pooling's input that those of its output, by default the single places,
+    are computed from; None where a size is not known. Windows are cut at the border."""
+    shape, out = graph.shape(node.inputs[0]), graph.shape(node.output)
+    if shape is None or out is None or None in (*shape[2:], *out[2:]):
         return None
-    stride, kernel, padding = step.ints("stride"), step.ints("kernel"), step.ints("padding")
-    covered = 1.0
-    for axis in range(len(shape) - 2):
-        size, length = shape[2 + axis], out[2 + axis]
-        if size is None or length is None:
-            return None
-        starts = [i * stride[axis] - padding[axis] for i in range(length)]
-        inside = sum(min(start + kernel[axis], size) - max(start, 0) for start in starts)
-        covered *= inside / (length * kernel[axis])
-    return covered
+    kernel, stride, padding = (_ints(node, name) for name in ("kernel", "stride", "padding"))
+    outputs = outputs or [[(i, i + 1) for i in range(n or 0)] for n in out[2:]]
+    return [
+        [(max(a * s - p, 0), min((b - 1) * s - p + k, n or 0)) for a, b in axis]
+        for axis, n, k, s, p in zip(outputs, shape[2:], kernel, stride, padding, strict=False)
+    ]
+
+
+def _elements(spans: _Spans) -> float:
+    """Of a window, the mean over windows."""
+    return math.prod(sum(b - a for a, b in axis) / max(len(axis), 1) for axis in spans)
+
+
+def _leaves_nothing_out(pool: Node) -> bool:
+    return set(_ints(pool, "dilation")) <= {1} and all(
+        s <= k for s, k in zip(_ints(pool, "stride"), _ints(pool, "kernel"), strict=True)
+    )
+
+
+def _ints(node: Node, name: str) -> tuple[int, ...]:
+    return tuple(int(str(n)) for n in cast(tuple[object, ...], node.attributes[name]))
 
 
 @transfers("adaptive_max_pool")

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 
 from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph, Node
-from archlint.signal.backpropagate import backpropagate
-from archlint.signal.moments import UNKNOWN_PREDICTION, Prediction, Signal
-from archlint.signal.propagate import propagate
+from archlint.signal.analysis import predict
+from archlint.signal.moments import UNKNOWN_PREDICTION, Prediction
 from tests.accuracy.models import Case
 from tests.accuracy.monte_carlo import Figures
 
@@ -101,7 +100,7 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
             ) -> Comparison:  # fmt: skip
     """Predict and compare."""
     graph = graph or predicted_graph(case)
-    signals = backpropagate(graph, propagate(graph))
+    signals = predict(graph)[0]
     result = Comparison(case)
     last: dict[tuple[str, tuple[int | None, ...] | None], Node] = {}
     for node in graph.nodes:
@@ -149,7 +148,7 @@ def _paths(module: str) -> Iterator[str]:
         module = module.rpartition(".")[0]
 
 
-def _correlation_error(s: Signal, figure: Figures, role: str) -> float | None:
+def _correlation_error(s: Prediction, figure: Figures, role: str) -> float | None:
     """Predicted less measured correlation, None where the roles are not known or none is there."""
     if len(s.roles) != len(figure.shape):
         return None
