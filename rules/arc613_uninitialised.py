@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from archlint.finding import Claim, Finding, NotApplicable, Severity, Site, Suggestion
@@ -67,7 +68,8 @@ class UninitialisedParameter(Rule):
         graph = analysis.graph
         groups: dict[tuple[Site | None, bool], list[Parameter]] = {}
         for parameter in graph.parameters.values():
-            if parameter.law is not None and parameter.law.family == "uninitialised":
+            law = parameter.law
+            if law is not None and law.family == "uninitialised" and math.prod(parameter.shape):
                 groups.setdefault((parameter.site, parameter.trainable), []).append(parameter)
         if not groups:
             yield NotApplicable("all parameters were filled")
@@ -81,7 +83,7 @@ class UninitialisedParameter(Rule):
                 f"{plural(len(names), what)} ({stretch(names)}) {verb} allocated and never filled.",
                 collapsed(names), modules=names, count=len(names),
                 site=where or (site(analysis, readers[0]) if readers else None),
-                evidence={"elements": sum(_size(p) for p in members),
+                evidence={"elements": sum(math.prod(p.shape) for p in members),
                           "formula": "no write to its storage"},
                 suggestion=Suggestion(
                     "fill it when it is made", "nn.init.zeros_(parameter)"),
@@ -89,9 +91,3 @@ class UninitialisedParameter(Rule):
                 if graph.outputs else None,
             )  # fmt: skip
 
-
-def _size(parameter: Parameter) -> int:
-    product = 1
-    for n in parameter.shape:
-        product *= n
-    return product

@@ -338,6 +338,19 @@ class Empty(nn.Module):
         return torch.relu(self.first(x)) @ self.w
 
 
+class NoRegisters(nn.Module):
+    """Tokens that an option asks for none of, as in DINOv3 of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.empty(1, 0, 64))
+        self.head = nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.registers.expand(x.shape[0], -1, -1), x[:, None]], 1)
+        return self.head(tokens.mean(1))
+
+
 X64 = {"input": ((4, 64), None)}
 
 MUST_FIRE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
@@ -381,6 +394,7 @@ MUST_NOT_FIRE: dict[str, Callable[[], nn.Module]] = {
     "pooled": pooled,
     "nerf": Nerf,
     "lora": Lora,
+    "no_registers": NoRegisters,
     "lstm": Recurrent,
     "unet": unet,
     "dcgan": dcgan,
