@@ -90,4 +90,3 @@ class UninitialisedParameter(Rule):
                 claim=Claim("reach", graph.outputs[0], names[0], 1.0, 0.0)
                 if graph.outputs else None,
             )  # fmt: skip
-
