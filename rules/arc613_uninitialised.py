@@ -69,13 +69,12 @@ class UninitialisedParameter(Rule):
         groups: dict[tuple[Site | None, bool], list[Parameter]] = {}
         for parameter in graph.parameters.values():
             law = parameter.law
-            if law is not None and law.family == "uninitialised" and math.prod(parameter.shape):
+            if law is not None and law.family == "uninitialised" and 0 not in parameter.shape:
                 groups.setdefault((parameter.site, parameter.trainable), []).append(parameter)
         if not groups:
             yield NotApplicable("all parameters were filled")
         for (where, trainable), members in groups.items():
             names = tuple(p.name for p in members)
-            elements = [math.prod(p.shape) for p in members]
             readers: tuple[Node, ...] = graph.consumers.get(names[0], ())
             what = "parameter" if trainable else "buffer"
             verb = "was" if len(names) == 1 else "were"
@@ -84,7 +83,7 @@ class UninitialisedParameter(Rule):
                 f"{plural(len(names), what)} ({stretch(names)}) {verb} allocated and never filled.",
                 collapsed(names), modules=names, count=len(names),
                 site=where or (site(analysis, readers[0]) if readers else None),
-                evidence={"elements": sum(elements),
+                evidence={"elements": sum(math.prod(p.shape) for p in members),
                           "formula": "no write to its storage"},
                 suggestion=Suggestion(
                     "fill it when it is made", "nn.init.zeros_(parameter)"),
