@@ -29,6 +29,7 @@ import numpy as np
 from archlint.graph.fans import fans
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import attribute
+from archlint.initialization.distribution import Distribution
 from archlint.registering import registering
 from archlint.signal.activations import Activation, activation
 from archlint.signal.backpropagate import Edges
@@ -73,13 +74,63 @@ from archlint.signal.spread import (
 class Back:
     """``gradient`` of a value, with what power its square ``follows`` the value's length, and how
     ``alike`` it is at two positions. ``lean`` = Λ − c_g c_a by offset, None where it is zero;
-    ``excess``: E g² over what it were without."""
+    ``excess``: E g² over what it were without. ``uneven``: E |g(p)|²|g(p′)|² by offset over its
+    mean, None where it is the same for all."""
 
     gradient: Fluctuation
     alike: Pairs
     follows: float = 0.0
     lean: Floats | None = None
     excess: float = 1.0
+    uneven: Floats | None = None
+    drawn: Drawn | None = None
+
+    def mean(self, values: Floats) -> float:
+        """The mean over pairs of positions of what is given by offset."""
+        uneven = self.uneven
+        if uneven is not None and uneven.shape == values.shape:
+            values = values * uneven
+        return replace(self.alike, table=values).mean
+
+    def weighed(self, more: Floats) -> Back:
+        """With pairs of positions that count by ``more`` more by offset."""
+        before = np.ones_like(more) if self.uneven is None else self.uneven
+        found = np.asarray(before * (1 + more) if before.shape == more.shape else 1 + more)
+        level = replace(self.alike, table=found).mean
+        return replace(self, uneven=found / level if level > 0 else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What of the squared gradient goes as S² = ⟨y, ξ⟩² of an output of ``size`` elements: the
+    share ``whole``, and ``alone`` as if the gradient did not lean. ``tied``: the squared
+    correlation of the scalar product here with S."""
+
+    size: int
+    whole: float = 0.0
+    alone: float = 0.0
+    tied: float = 1.0
+
+    def moved(self, width: float, kappa: float, alone: float, energy: float = 1.0) -> Drawn:
+        """One of ``width`` directions takes the energy of S in it, ``kappa`` of a mean of one and
+        ``alone`` without a lean; all take ``energy``."""
+        if width <= 1:
+            return self
+        one, two = (
+            (q * (1 - 1 / width) + self.tied * k / width)
+            for q, k in ((self.whole, kappa), (self.alone, alone))
+        )
+        return replace(self, whole=min(one / energy, 1.0), alone=min(two, 1.0))
+
+    @property
+    def law(self) -> LogLaw:
+        """What is left to be counted: of the whole less of what is counted layer by layer."""
+        if abs(self.whole - self.alone) < 1e-6:
+            return CERTAIN
+        square = part_law(1.0, float(self.size))
+        one, two = square.mixed(self.whole), square.mixed(self.alone)
+        return LogLaw(one.variance - two.variance, one.deficit - two.deficit,
+                      one.third - two.third)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -102,7 +153,9 @@ class Gradients:
         arriving: dict[str, list[tuple[float, Back | None]]] = {}
         for out in dict.fromkeys(graph.outputs):
             width = self.lengths.features(out) or 1
-            start = Back(Fluctuation(peak=3 / (width + 2)), apart(self.lengths.spots(out) or ()))
+            spots = self.lengths.spots(out) or ()
+            start = Back(Fluctuation(peak=3 / (width + 2)), apart(spots),
+                         drawn=Drawn(width * max(math.prod(spots), 1)))  # fmt: skip
             arriving[out] = [(1.0, start)]
         for node in reversed(graph.nodes):
             live = carriers(graph, node)
@@ -152,7 +205,7 @@ class Gradients:
                 return None
             a = g.follows
             law += LogLaw(a * a * forward.variance, 0.0, a**3 * forward.third)
-        self.total[value] = law
+        self.total[value] = law if g.drawn is None else law + g.drawn.law
         profile = self.edges.profiles.get(value)
         if profile:
             g = replace(g, alike=g.alike.profiled(self.lengths.axes(value, profile)))
@@ -196,8 +249,15 @@ class Gradients:
         cross = 2 * (1 - squared) * alike.over(lambda c: c * c) / width
         excess = sum(w * g.excess for w, g in parts if g is not None) / total
         lean = _together([(w / total, g.lean) for w, g in parts if g is not None])
+        uneven = [g.uneven for _, g in parts if g is not None and g.uneven is not None]
+        even = len(uneven) < len(parts) or any(u.shape != uneven[0].shape for u in uneven)
+        mean = (
+            None
+            if even
+            else sum((w / total * u for (w, _), u in zip(parts, uneven, strict=True)), np.zeros(()))
+        )
         return Back(replace(done, law=done.law + norm_law(cross), kurtosis=3.0,
-                            peak=3 / (width + 2)), alike, follows, lean, excess)  # fmt: skip
+                            peak=3 / (width + 2)), alike, follows, lean, excess, mean)  # fmt: skip
 
     def since(self, value: str, root: str) -> LogLaw | None:
         """The law of the squared gradient of a value over that of a later one, the output of a sum
@@ -219,27 +279,38 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     bias = bias_share(at.graph, at.lengths.signals, node)
     if i != 0 or count is None or width is None or bias is None:
         return None
-    alike = g.alike
+    alike, uneven = g.alike, g.uneven
     lean: Floats | None = None
     excess = 1.0
     windows = windows_of(at.graph, node) if node.op == "conv" else None
     if windows is not None:
         alike = scattered(alike, windows)
-        if g.lean is not None and attribute("conv", node.attributes, "groups") == 1:
-            lean = (1 - bias) * gathered(g.lean, windows)
-            excess = 1 + float(lean.flat[0]) / width
+        if attribute("conv", node.attributes, "groups") == 1:
+            uneven = None if uneven is None else gathered(uneven, windows)
+            if g.lean is not None:
+                lean = (1 - bias) * gathered(g.lean, windows)
+                excess = 1 + float(lean.flat[0]) / width
+        else:
+            uneven = None
     elif node.op != "linear" or alike.sizes != at.lengths.spots(value):
         placed = at.placed(g, value or "")
         if placed is None:
             return None
-        alike = placed.alike
+        alike, uneven = placed.alike, None
     parameter = at.graph.parameter(node.inputs[1])
     law = parameter.law if parameter is not None else None
     if law is None and node.inputs[1] not in at.graph.static:
         return None
     taps = max(count.fan_out / count.width, 1.0)
     kurtosis = 3 + excess_of(law) * g.gradient.peak / taps
-    same = 1.0 if alike.places <= 1 else alike.over(lambda c: chance(c, count.fan_out))
+    sent = replace(g, alike=alike, uneven=uneven, lean=lean)
+    squares = chance(alike.full(), count.fan_out) if alike.places > 1 else np.ones(1)
+    if uneven is not None:
+        sent = sent.weighed(np.zeros_like(squares))
+    same = 1.0 if alike.places <= 1 else sent.mean(squares)
+    if alike.places > 1:
+        sent = sent.weighed(2 * squares / width)
+    drawn = _due(at, node, value, sent, width, bias, law)
     if lean is not None:
         alike, same = _leaning(at, value, alike, lean, width, same)
     fresh, more = width / same, CERTAIN
@@ -261,8 +332,39 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        alike, a * (1 - bias), lean, g.excess * excess,
+        alike, a * (1 - bias), lean, g.excess * excess, sent.uneven, drawn,
     )  # fmt: skip
+
+
+def _due(
+    at: Gradients, node: Node, value: str | None, g: Back, width: int, bias: float,
+    law: Distribution | None,
+) -> Drawn | None:  # fmt: skip
+    """What of the gradient of an affine map's input is due to S."""
+    known = node.op in ("linear", "conv") and law is not None and law.random
+    if g.drawn is None or not known or law is None or law.family == "orthogonal":
+        return None
+    drawn = replace(g.drawn, tied=g.drawn.tied * (1 - bias))
+    pair = _kappa(at.lengths.alike(value), g)
+    if pair is None:
+        return None
+    energy = 1.0 if g.lean is None else 1 + float(g.lean.flat[0]) / width
+    return drawn.moved(width, *pair, energy)
+
+
+def _kappa(a: Pairs | None, g: Back) -> tuple[float, float] | None:
+    """The mean over pairs of positions of c_g c_a + lean, and of c_g c_a."""
+    if a is None:
+        return None
+    if a.places <= 1 and g.alike.places <= 1:
+        return 1.0, 1.0
+    if a.sizes != g.alike.sizes:
+        return None
+    both = g.alike.full() * a.full()
+    alone = replace(g.alike, table=both).mean
+    if g.lean is None or g.lean.shape != both.shape:
+        return alone, alone
+    return replace(g.alike, table=both + g.lean).mean, alone
 
 
 def _together(parts: list[tuple[float, Floats | None]]) -> Floats | None:
@@ -302,7 +404,14 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     if variance <= 0 or not m.slope > 1e-140 or not math.isfinite(m.slope_fourth):
         return None
     near = m.slope_fourth / m.slope**2
-    share = _shared(phi, x.mean, variance, forward, g.alike)
+    each = _shared(phi, x.mean, variance, forward, g.alike)
+    if forward.places <= 1:
+        share = float(each.flat[0])
+    else:
+        if g.alike.sizes != forward.sizes:
+            g = replace(g, alike=apart(forward.sizes), uneven=None)
+        share = g.mean(each)
+        g = g.weighed(each * 3 * (near - 1) / width)
     f = g.gradient
     a, e, d = g.follows, length_elasticity(phi, x.mean, variance), 0.0
     less = 0.0
@@ -316,7 +425,9 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     behind = _behind(phi, x.mean, variance, forward, g.alike)
     if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
         lean = _leant(x.mean, forward, g)
-        return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess)
+        pair = _kappa(at.lengths.alike(node.output), g)
+        drawn = g.drawn.moved(width - 1, *pair) if g.drawn is not None and pair else None
+        return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess, g.uneven, drawn)
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
     own = CERTAIN
@@ -327,28 +438,25 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d, None, g.excess,
+        behind, a * e + d, None, g.excess, g.uneven,
     )  # fmt: skip
 
 
-def _shared(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> float:
-    """The mean over pairs of positions of (1 + 2c²)(μ − 1) over its value 3(μ(1) − 1) for one, with
-    c the gradient's correlation and μ = E φ′²φ′²/(E φ′²)² of the pair."""
+def _shared(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> Floats:
+    """For pairs of positions (1 + 2c²)(μ − 1) over its value 3(μ(1) − 1) for one, with c the
+    gradient's correlation and μ = E φ′²φ′²/(E φ′²)² of the pair."""
     if forward.places <= 1:
         m = phi.moments(mean, variance)
-        return 1.0 if m.slope_fourth > m.slope**2 * (1 + 1e-12) else 0.0
+        return np.array([1.0 if m.slope_fourth > m.slope**2 * (1 + 1e-12) else 0.0])
     series = _slope_series(phi, mean, variance)[1]
     whole = 3 * (float(series.sum()) - 1)
-    if whole <= 0:
-        return 0.0
     found = []
     for end in forward.draws():
         z, c = _paired(end, g)
         mu = polyval(normal_correlations(z, mean, variance), series)
-        each = (1 + 2 * c * c) * np.maximum(mu - 1, 0.0) / whole
-        found.append(float(each.flat[0]) if end.places <= 1 else replace(
-            g, sizes=end.sizes, table=each).mean)  # fmt: skip
-    return sum(found) / len(found)
+        found.append((1 + 2 * c * c) * np.maximum(mu - 1, 0.0) / whole if whole > 0
+                     else np.zeros_like(z))  # fmt: skip
+    return sum(found, np.zeros(())) / len(found)
 
 
 def _behind(phi: Activation, mean: float, variance: float, forward: Pairs, g: Pairs) -> Pairs:
@@ -481,7 +589,7 @@ def _norm(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         return None
     if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
         return g
-    return replace(g, follows=-1.0, lean=None)
+    return replace(g, follows=-1.0, lean=None, drawn=None)
 
 
 @_rule("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "neg", "tile",
@@ -489,7 +597,12 @@ def _norm(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
        "max_pool", "adaptive_max_pool")  # fmt: skip
 def _passed(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """The same elements, or copies of them."""
-    return g if node.op in ("identity", "cast") else replace(g, lean=None)
+    if node.op in ("identity", "cast"):
+        return g
+    moved = at.lengths.spots(node.inputs[0]) != at.lengths.spots(node.output)
+    homogeneous = node.op in ("reshape", "transpose", "avg_pool", "max_pool")
+    return replace(g, lean=None, uneven=None if moved else g.uneven,
+                   drawn=g.drawn if homogeneous else None)  # fmt: skip
 
 
 @_rule("add", "sub")
@@ -497,6 +610,7 @@ def _add(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """The same gradient; of ⟨g, a + b⟩ each part has its share of E(a + b)², and lean likewise."""
     whole = at.lengths.signal(node.output).second_moment
     part = at.lengths.signal(node.inputs[i]).second_moment
+    g = replace(g, drawn=None)
     if g.lean is None or not whole or part is None:
         return replace(g, lean=None)
     return replace(g, lean=g.lean * min(part / whole, 1.0))
@@ -514,7 +628,7 @@ def _reduced(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
 @_rule("split", "slice", "select_index")
 def _part(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """Zero elsewhere."""
-    return g
+    return replace(g, uneven=None, drawn=None)
 
 
 @_rule("concat")
@@ -524,6 +638,7 @@ def _concat(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     part, whole = at.lengths.features(node.inputs[i]), at.lengths.features(node.output)
     if part is None or whole is None:
         return None
+    g = replace(g, drawn=None)
     if part >= whole:
         return g
     same = g.alike.over(lambda c: c * c)
@@ -541,7 +656,7 @@ def _dropout(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     keep = 1 - float(p)
     if not attribute("dropout", node.attributes, "training") or not 0 < keep < 1:
         return g
-    f = g.gradient
+    f, g = g.gradient, replace(g, drawn=None)
     if places <= 1:
         return replace(g, gradient=f.masked(width, keep))
     law = f.own + norm_law(f.kurtosis * (1 / keep - 1) / (width * places))
@@ -553,7 +668,7 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """g·b for the gradient of a: what varies of b's length, and the two squares' common part."""
     live = carriers(at.graph, node)
     if len(live) == 1 and node.inputs.count(live[0]) == 1:
-        return g
+        return replace(g, drawn=None)
     if node.op == "div" or len(live) != 2:
         return None
     value, other = node.inputs[i], node.inputs[1 - i]
