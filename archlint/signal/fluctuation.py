@@ -41,7 +41,7 @@ from archlint.signal.gaussian import (
     nodes_and_weights,
 )
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.offsets import Pairs, Window, convolved
+from archlint.signal.offsets import Pairs, Window, around, convolved
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
@@ -308,6 +308,8 @@ class Lengths:
         if x is None or sizes is None or math.prod(sizes) <= 1:
             return None
         signal = self.signal(node.inputs[0])
+        if is_wrapped(node) and len(x.sizes) == len(sizes):
+            return Pairs(sizes, around(x.full(), x.sizes, sizes))
         if node.op == "conv" and (windows := windows_of(self.graph, node)) is not None:
             bias = bias_share(self.graph, self.signals, node)
             if bias is None or abs(self.signal(node.inputs[1]).mean or 0.0) > 1e-12:
@@ -327,6 +329,11 @@ _FAINT = 0.02  # a mean correlation below has no logarithm worth following
 Rule = Callable[[Lengths, Node, list[Known], str], Known]
 _RULES: dict[str, Rule] = {}
 _rule = registering(_RULES)
+
+
+def is_wrapped(node: Node) -> bool:
+    """Whether a node pads a map with its other side."""
+    return node.op == "pad" and node.attributes.get("mode") == "circular"
 
 
 def windows_of(graph: LayerGraph, node: Node) -> tuple[Window, ...] | None:

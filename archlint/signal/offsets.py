@@ -289,6 +289,16 @@ def pooled(x: Pairs, windows: Sequence[Window]) -> Pairs:
     return Pairs(sizes, table / one if one > 0 else np.ones_like(table))
 
 
+def around(table: Floats, sizes: Sequence[int], after: Sequence[int]) -> Floats:
+    """By offset on maps of the sizes ``after`` what holds by offset on a torus of ``sizes``: of a
+    map that is padded with its other side, or of one that is cut out of such a map."""
+    for axis, (size, wide) in enumerate(zip(sizes, after, strict=True)):
+        offset = np.arange(_length(wide)) % size
+        at = np.minimum(offset, size - offset)
+        table = np.take(table, np.minimum(at, table.shape[axis] - 1), axis)
+    return np.asarray(table, np.float64)
+
+
 @lru_cache(maxsize=1024)
 def _gathering(window: Window) -> Floats:
     """[offset of the input, offset of the output]: the mean over input positions x, x′ at an offset

@@ -45,6 +45,7 @@ from archlint.signal.fluctuation import (
     chance,
     completed,
     excess_of,
+    is_wrapped,
     length_curve,
     length_elasticity,
     negative_slope,
@@ -55,7 +56,7 @@ from archlint.signal.fluctuation import (
 )
 from archlint.signal.gaussian import Floats, hermite_coefficients, nodes_and_weights
 from archlint.signal.moments import Prediction
-from archlint.signal.offsets import Pairs, alike, apart, gathered, mixed, scattered
+from archlint.signal.offsets import Pairs, alike, apart, around, gathered, mixed, scattered
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
@@ -599,6 +600,12 @@ def _passed(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """The same elements, or copies of them."""
     if node.op in ("identity", "cast"):
         return g
+    sizes = at.lengths.spots(node.inputs[0])
+    if is_wrapped(node) and sizes is not None and len(sizes) == len(g.alike.sizes):
+        even, lean = (None if t is None or t.shape != g.alike.full().shape
+                      else around(t, sizes, sizes) for t in (g.uneven, g.lean))  # fmt: skip
+        return replace(g, alike=Pairs(sizes, around(g.alike.full(), sizes, sizes)), lean=lean,
+                       uneven=even)  # fmt: skip
     moved = at.lengths.spots(node.inputs[0]) != at.lengths.spots(node.output)
     homogeneous = node.op in ("reshape", "transpose", "avg_pool", "max_pool")
     return replace(g, lean=None, uneven=None if moved else g.uneven,
