@@ -125,29 +125,28 @@ class Ensemble:
             {v for c in self.claims for v in (c.start, c.end, c.also) if v is not None}
         )
         unknown = unknown_nodes(graph)
-        self.program = Program(
-            graph, self.real, self.device, frozenset(self.values), alone=bool(unknown)
-        )
-        # Where gradients come from: the outputs; the last values that claims are about where they
-        # cannot be computed.
-        self.outputs = self._last() if unknown else [
+        sized = {node.op for node in graph.walk()} & DATA_SIZED
+        # Nothing that claims do not need, where some of it may not run: gradients then come from
+        # the last values that claims are about, else from the outputs.
+        alone = bool(unknown or sized)
+        self.program = Program(graph, self.real, self.device, frozenset(self.values), alone)
+        self.outputs = self._last() if alone else [
             o for o in graph.outputs if "float" in (graph.values[o].dtype or "")
         ]  # fmt: skip
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            self.remarks.append(
-                f"run without {names}: it cannot be executed, and no figure needs it"
-            )
         self.backward = any("gradient" in c.statistic for c in self.claims)
         self.samples = _samples(self.analysis)
         self.found: list[list[Floats]] = [[] for _ in self.claims]
         self.room: Room = {}
         self.no_path: set[str] = set()
         self.chunk = self._first_chunk()
-        ops = {node.op for node in graph.walk()}
-        if ops & DATA_SIZED:
-            self.together, self.chunk = False, 1
-            names = ", ".join(sorted(ops & DATA_SIZED))
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            self.remarks.append(
+                f"run without {names}: it cannot be executed, and no figure needs it"
+            )
+        if sized:  # samples cannot be told apart
+            self.together, self.chunk, self.samples = False, 1, 1
+            names = ", ".join(sorted(sized))
             self.remarks.append(f"drawn one by one: the sizes in {names} depend on the data")
         if count := sum(node.op in RANDOM for node in graph.walk()):
             self.remarks.append(
@@ -232,10 +231,14 @@ class Ensemble:
         values = self.values
 
         def one(
-            varied: Mapping[str, Tensor], inputs: Mapping[str, Tensor], zeros: Mapping[str, Tensor]
+            varied: Mapping[str, Tensor], inputs: Mapping[str, Tensor], zeros: dict[str, Tensor]
         ) -> tuple[list[Tensor], list[Tensor]]:
             def watch(id: str, x: Tensor) -> Tensor:
-                return x + zeros[id] if id in zeros else x
+                if id not in zeros:
+                    return x
+                if zeros[id].shape != x.shape:  # a size that depends on the data
+                    zeros[id] = torch.zeros_like(x, requires_grad=True)
+                return x + zeros[id]
 
             found = self.program.run({**fixed, **varied}, inputs, watch if zeros else None)
             return [found[v] for v in values], [found[o] for o in self.outputs if zeros]
@@ -248,12 +251,9 @@ class Ensemble:
             if self.together:
                 seen, outputs = torch.func.vmap(one, randomness="different")(varied, inputs, zeros)
             else:
-                rows = [
-                    one(*({k: t[i] for k, t in part.items()} for part in (varied, inputs, zeros)))
-                    for i in range(count)
-                ]
-                seen = [torch.stack(c) for c in zip(*(r[0] for r in rows), strict=True)]
-                outputs = [torch.stack(c) for c in zip(*(r[1] for r in rows), strict=True)]
+                single = [{k: t[0] for k, t in part.items()} for part in (varied, inputs, zeros)]
+                seen, outputs = ([x[None] for x in part] for part in one(*single))
+                zeros = single[2]
             values_seen = {v: x.detach() for v, x in zip(values, seen, strict=True)}
             lengths = {v: self._lengths(v, x) for v, x in values_seen.items()}
             slopes = self._slopes(first, outputs, zeros) if self.backward else {}
@@ -306,6 +306,7 @@ class Ensemble:
             if g is None:
                 self.no_path.add(v)
             else:
+                g = g if self.together else g[None]
                 found[v] = self._by_sample(v, g).square().sum(-1).log()
         return found
 
@@ -317,9 +318,7 @@ class Ensemble:
         """[draw, sample, elements]: one sample where they cannot be told apart."""
         roles = self.analysis.signal(value).roles
         axis = roles.index("sample") + 1 if "sample" in roles else 0
-        shape = self.analysis.graph.shape(value) or ()
-        known = axis and axis <= len(shape) and shape[axis - 1] is not None
-        if known and x.shape[axis] % self.samples == 0:
+        if axis and x.shape[axis] % self.samples == 0:
             x = x.movedim(axis, 1)
             return x.reshape(x.shape[0], self.samples, -1)
         return x.reshape(x.shape[0], 1, -1)

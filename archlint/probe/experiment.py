@@ -201,7 +201,7 @@ def _look(
             made.remarks += [why] if why not in made.remarks else []
     kept = frozenset(v for i, f in enumerate(findings) if i not in made.done
                      for v in _values(f.claim))  # fmt: skip
-    program = Program(graph, real, device, kept, alone=bool(unknown_nodes(graph)))
+    program = Program(graph, real, device, kept, alone=True)
     drawer, remarks = _drawer(program, options, real, device, build)
     made.remarks += remarks
     if isinstance(drawer, Rebuilder):

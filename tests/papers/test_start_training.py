@@ -164,21 +164,22 @@ def test_residual_scales() -> None:
     ========  ============================  ============================
     """
     depths = (10, 20, 40)
-    table = {(name, n): starts(partial(Residual, SCALES[name](n)), epochs=20)
+    table = {(name, n): starts(partial(Residual, SCALES[name](n)), epochs=20, draws=40)
              for name in SCALES for n in depths}  # fmt: skip
     for name in SCALES:
         print(f"{name:>10}", *(f"{table[name, n].mean:5.1f} ({table[name, n].failures})"
                                for n in depths))  # fmt: skip
     for name in ("0.5^l", "1/L"):
-        assert all(table[name, n].failures <= 1 for n in depths), name
+        assert all(table[name, n].failures <= 4 for n in depths), name
         assert all(table[name, n].mean < 6 for n in depths), name
         assert table[name, 40].mean < 1.5 * table[name, 10].mean + 1, name
-    assert table["1", 20].failures >= 8
-    assert table["0.5", 20].failures >= 3
-    assert table["1", 40].failures >= 9
-    assert table["0.5", 40].failures >= 8
-    assert table["0.9^l", 40].failures >= 4
-    assert table["1/sqrt(L)", 40].failures >= 3
+    assert table["1", 10].failures >= 24
+    assert table["1", 20].failures >= 36
+    assert table["0.5", 20].failures >= 32
+    assert table["1", 40].failures >= 38
+    assert table["0.5", 40].failures >= 38
+    assert table["0.9^l", 40].failures >= 20
+    assert table["1/sqrt(L)", 40].failures >= 14
     assert table["1/sqrt(L)", 40].mean > 2.5 * table["1/L", 40].mean
     # At ten blocks in the order of Ση: 10, 5, 3.2, 1.
     means = [table[name, 10].mean for name in ("1", "0.5", "1/sqrt(L)", "1/L")]
