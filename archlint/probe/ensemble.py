@@ -23,6 +23,7 @@ from archlint.probe.execute import DATA_SIZED, Program, needed_for, unknown_node
 from archlint.probe.feed import Feed
 from archlint.probe.ops.frame import CannotExecute
 from archlint.probe.rebuild import CannotRebuild, Rebuilder
+from archlint.probe.sequential import Lost
 from archlint.signal.analysis import Analysis
 
 Floats = npt.NDArray[np.float64]
@@ -326,7 +327,8 @@ class Ensemble:
     def _ratio(
         self, claim: Claim, lengths: Mapping[str, Tensor], slopes: Mapping[str, Tensor]
     ) -> Tensor:
-        """ln of the ratio that a claim is about, [draw, sample]; nan where there is none."""
+        """ln of the ratio that a claim is about, [draw, sample]; infinite where a value is beyond
+        numbers, NaN where there is none."""
         table = slopes if "gradient" in claim.statistic else lengths
         end = table.get(claim.end)
         start = table.get(claim.start) if claim.start is not None else None
@@ -334,8 +336,12 @@ class Ensemble:
             some = next(iter(lengths.values()))
             return torch.full_like(some[:, :1], torch.nan)
         x = end if start is None else start - end if table is slopes else end - start
+        parts = [part for part in (start, end) if part is not None]
         if claim.also is not None:
+            parts.append(lengths[claim.also])
             x = x - lengths[claim.also]
+        for part in parts:  # infinite or NaN; NaN alone is zero by zero
+            x = torch.where(part.isnan() | part.isposinf(), torch.inf, x)
         return x
 
     def _units(self, claim: Claim, x: Tensor) -> Tensor:
@@ -352,11 +358,15 @@ class Ensemble:
             return (spread.maximum(_ROUNDING * squared) / squared).log()
         return (common / between).log()
 
-    def ratios(self, claim: int) -> tuple[Floats, int]:
-        """The draws of a claim with finite values, and how many had none."""
+    def ratios(self, claim: int) -> tuple[Floats, Lost]:
+        """The draws of a claim with finite values, and those that had none."""
         x = np.concatenate(self.found[claim]) if self.found[claim] else np.empty((0, 1))
+        zero, beyond = np.isneginf(x), np.isposinf(x).any(1)
         finite = np.isfinite(x).all(1)
-        return x[finite], int((~finite).sum())
+        dead = zero.any(1) & ~beyond & ~np.isnan(x).any(1)
+        others = int((~finite & ~beyond & ~dead).sum())
+        share = float(zero[finite | dead].mean()) if (finite | dead).any() else 0.0
+        return x[finite], Lost(int(dead.sum()), int(beyond.sum()), others, share)
 
 
 def _samples(analysis: Analysis) -> int:

@@ -27,7 +27,7 @@ from archlint.probe.feed import Data, Feed, read_data
 from archlint.probe.ops.frame import CannotExecute
 from archlint.probe.options import ProbeOptions
 from archlint.probe.rebuild import MOST, CannotRebuild, Rebuilder
-from archlint.probe.sequential import FIRST_LOOK, judge
+from archlint.probe.sequential import FIRST_LOOK, Lost, judge
 from archlint.probe.starting import start
 from archlint.signal.analysis import Analysis
 
@@ -301,7 +301,7 @@ def _compared(
             apart = (one - other).square().mean(1).maximum(1e-30 * squared) / squared
             x: Any = apart.log().cpu().numpy()[:, None]
             finite = np.isfinite(x).all(1)
-            found = judge(claim, x[finite], 1, int((~finite).sum()))
+            found = judge(claim, x[finite], 1, Lost(others=int((~finite).sum())))
             return replace(finding, verdict=found.verdict, measurement=found.measurement)
     return replace(finding, verdict="inconclusive", measurement=Measurement(remark=why))
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from archlint.config import Config
 from archlint.errors import ArchlintError
 from archlint.finding import Claim, Finding, Severity
 from archlint.graph.from_torch import load_torch
+from archlint.linter import chosen_rules, lint
 from archlint.probe import ensemble as ensembles
 from archlint.probe.experiment import device_of, run
 from archlint.probe.feed import read_data
@@ -268,6 +270,37 @@ def test_outputs_whose_size_depends_on_the_data() -> None:
     outcome = run(analysis, findings, ProbeOptions(draws=64))
     assert [f.verdict for f in outcome.findings] == ["refuted", "refuted"]
     assert any("depend on the data" in remark for remark in outcome.remarks)
+
+
+class Routed(nn.Module):
+    """Each sample goes through one of two stacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 2)
+        self.experts = nn.ModuleList([models.mlp(8, 16)[:-1] for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.gate(x).softmax(-1).max(-1)
+        out = torch.zeros_like(x)
+        for k, expert in enumerate(self.experts):
+            rows = (chosen == k).nonzero()[:, 0]
+            out = out.index_add(0, rows, expert(x[rows]) * weight[rows, None])
+        return out
+
+
+def test_experts_that_see_what_the_data_send_them() -> None:
+    analysis = analysed(Routed(), 16, 16)
+    findings, _ = lint(analysis, chosen_rules(Config()))
+    found = [f for f in findings if f.code == "ARC101"]
+    assert len(found) == 2
+    outcome = run(analysis, found, ProbeOptions(draws=64))
+    assert [f.verdict for f in outcome.findings] == ["confirmed", "confirmed"]
+    for finding in outcome.findings:
+        measured, made = finding.measurement, finding.claim
+        assert measured is not None
+        assert made is not None
+        assert measured.figure == pytest.approx(made.predicted, abs=0.5)
 
 
 @pytest.mark.parametrize(

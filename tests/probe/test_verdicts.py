@@ -18,7 +18,7 @@ from archlint.linter import chosen_rules, lint
 from archlint.probe.draws import EXACT, Drawer
 from archlint.probe.experiment import run
 from archlint.probe.options import ProbeOptions
-from archlint.probe.sequential import judge, looks, spent
+from archlint.probe.sequential import Lost, judge, looks, spent
 from archlint.signal.analysis import Analysis, analyse
 from tests.probe.false_verdicts import BORDERLINE
 from tests.rules import models
@@ -136,6 +136,36 @@ def relu(width: int, depth: int, draws: int, random: np.random.Generator) -> np.
     return total
 
 
+NARROW = [(3, 12), (4, 6), (4, 12), (4, 30), (5, 20), (6, 30), (8, 10), (8, 30), (10, 20), (10, 30)]
+
+
+def test_false_verdicts_on_narrow_networks() -> None:
+    """Networks whose lengths have a long lower tail, and which are often dead: 30 repetitions on
+    each of ten, of claims that E M, which is one, is smaller than a little more and a little less
+    than one. What the truncated series of cumulants alone says is false in a third of those
+    of 4 × 6."""
+    random = np.random.default_rng(6)
+    false = 0
+    for width, depth in NARROW:
+        for _ in range(30):
+            x, alive = np.zeros(2048), np.ones(2048, bool)
+            for _ in range(depth):
+                on = random.binomial(width, 0.5, 2048)
+                alive &= on > 0
+                x += np.log(2 / width * random.chisquare(np.maximum(on, 1)))
+            for side in (-1, 1):
+                claim = Claim("length", "b", "a", 0.0, side * 1e-3, below=True)
+                verdict = "inconclusive"
+                for look, n in enumerate(looks(2048), 1):
+                    dead = int((~alive[:n]).sum())
+                    lost = Lost(dead, share=dead / n)
+                    verdict = judge(claim, x[:n][alive[:n], None], look, lost).verdict
+                    if verdict != "inconclusive":
+                        break
+                false += verdict == ("confirmed" if side < 0 else "refuted")
+    assert false <= 6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["length", "typical length", "length spread"])
 def test_false_verdicts_on_borderline_networks(statistic: str) -> None:
@@ -163,6 +193,38 @@ def test_false_verdicts_on_borderline_networks(statistic: str) -> None:
             false += verdict == ("confirmed" if side > 0 else "refuted")
     print(f"{statistic}: {false} false verdicts in 1000")
     assert false <= 10
+
+
+@pytest.mark.parametrize(("width", "depth"), [(4, 12), (5, 20)])
+def test_dead_networks_are_zeros_of_the_mean(width: int, depth: int) -> None:
+    """Most draws of such networks are zero everywhere, and E M is what it is in theory: one."""
+    analysis = analysed(lambda: models.mlp(depth, width, models.he))
+    start, end = analysis.segments[0].start, analysis.segments[0].end
+    claims = [Claim("length", end, start, 0.0, 0.0, below=True),
+              Claim("typical length", end, start, 0.0, 0.0, below=True)]  # fmt: skip
+    findings = [Finding("ARC000", "planted", Severity.ERROR, "planted.", "", claim=c)
+                for c in claims]  # fmt: skip
+    outcome = run(analysis, findings, ProbeOptions(draws=4096))
+    mean, typical = (f.measurement for f in outcome.findings)
+    assert mean is not None
+    assert typical is not None
+    assert mean.low is not None
+    assert mean.high is not None
+    assert mean.lost > 0.1 * (mean.draws + mean.lost)
+    assert mean.low < 0.0 < mean.high
+    assert outcome.findings[1].verdict == "confirmed"
+
+
+def test_what_is_beyond_numbers_is_not_small() -> None:
+    """A draw that overflows is no part of the figure, and forbids that it be called small."""
+    x = np.random.default_rng(0).normal(-20.0, 0.1, (64, 1))
+    grows, shrinks = Claim("length", "b", "a", 4.0, 2.0), Claim("length", "b", "a", -4.0, 2.0)
+    assert judge(grows, x, 1).verdict == "refuted"
+    assert judge(shrinks, x, 1).verdict == "confirmed"
+    assert judge(grows, x, 1, Lost(beyond=1)).verdict == "inconclusive"
+    assert judge(shrinks, x, 1, Lost(beyond=1)).verdict == "inconclusive"
+    assert judge(grows, -x, 1, Lost(beyond=1)).verdict == "confirmed"
+    assert judge(shrinks, -x, 1, Lost(beyond=1)).verdict == "refuted"
 
 
 def test_alpha_is_spent_once() -> None:
