@@ -6,10 +6,10 @@ interval that lies wholly beyond the limit confirms, one wholly within it refute
 
 Everything is estimated in log space (theory.md 5.6): averages of M itself miss the few large draws
 that make its mean. With x = ln of a ratio, ln E e^x is its mean plus half its variance plus a sixth
-of its third cumulant and a rest; the intervals of the three are joined (MOVER: Zou & Donner 2008), so
-that the long upper tail of a variance stays one. The rest is a series whose terms alternate where x
-is a sum of ln χ², as in narrow networks: it lies between nothing and its first term, a 24th of the
-fourth cumulant, by which the interval is longer.
+of its third cumulant and a rest; the intervals of the three are joined (MOVER: Zou & Donner 2008),
+so that the long upper tail of a variance stays one. The rest is a series whose terms alternate
+where x is a sum of ln χ², as in narrow networks: it lies between nothing and its first term, a 24th
+of the fourth cumulant, by which the interval is longer.
 """
 
 from __future__ import annotations
