@@ -20,8 +20,11 @@ from archlint.signal.gradient import (
     Back,
     Correlation,
     Gradient,
+    Key,
     Profile,
+    Stretch,
     along_of,
+    energy,
     no_gradient,
     times,
     unbroadcast,
@@ -142,13 +145,14 @@ def _hand_on(
             g = UNKNOWN_GRADIENT  # a weight that was computed from weights: not followed
         own = f"{node.id}:{i}"
         if own in g.origin:
-            sources[own] = g
+            sources[own] = _beside(g, own, sources)
         if edges is not None and g.second_moment is not None:
             edges.back[node.id, i] = g.second_moment
         arriving.setdefault(value, []).append(g)
     for value, g in paths.together(step):
-        for own in g.origin:
-            sources.setdefault(own, g)
+        for key in g.origin:
+            if isinstance(key, str):
+                sources.setdefault(key, g)
         arriving.setdefault(value, []).append(g)
 
 
@@ -205,20 +209,21 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
         return parts[0]
     weights = [g.second_moment or 0.0 for g in parts]
     total = sum(weights)
-    origin: dict[str, float] = {}
+    origin: dict[Key, float] = {}
     for g in parts:
         for s, a in g.origin.items():
             origin[s] = origin.get(s, 0.0) + a
     cross = 0.0
     shared: list[tuple[Gradient, float]] = []
     for s, a in origin.items():
-        source = sources.get(s)
-        if source is None or source.second_moment is None:
+        own = energy(s, sources)
+        if own is None:
             continue
         alone = sum(g.origin.get(s, 0.0) ** 2 for g in parts)
-        if a * a != alone:
-            cross += (a * a - alone) * source.second_moment
-            shared.append((source, (a * a - alone) * source.second_moment))
+        both = (a * a - alone) * own + _overlaps(s, parts, sources)
+        if both:
+            cross += both
+            shared.append((sources[s if isinstance(s, str) else s.source], both))
     second = max(total + cross, 0.0)
     if len({len(g.along) for g in parts}) > 1 or second <= 0:
         return Gradient(second, (None,) * rank, origin=_strongest(origin, sources))
@@ -236,6 +241,36 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
     excess = sum(g.excess * w for g, w in zip(parts, weights, strict=True)) / total
     return Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window, excess,
                     _strongest(origin, sources))  # fmt: skip
+
+
+def _overlaps(key: Key, parts: Sequence[Gradient], sources: _Sources) -> float:
+    """What a stretch in one part has in common with the whole of its source in another, or with a
+    longer stretch."""
+    if isinstance(key, str) or not key.placed:
+        return 0.0
+    own = energy(key, sources) or 0.0
+    total = 0.0
+    for i, g in enumerate(parts):
+        a = g.origin.get(key, 0.0)
+        if not a:
+            continue
+        for j, h in enumerate(parts):
+            for other, b in h.origin.items() if i != j else ():
+                if other == key.source or (
+                    isinstance(other, Stretch) and other != key and other.placed
+                    and other[:3] == key[:3]
+                    and other.start <= key.start and key.stop <= other.stop
+                ):  # fmt: skip
+                    total += 2 * a * b * own
+    return total
+
+
+def _beside(g: Gradient, own: str, sources: _Sources) -> Gradient:
+    """What of a gradient its own source stands for: all that other sources do not."""
+    if g.second_moment is None or len(g.origin) == 1:
+        return g
+    known = sum(a * a * (energy(s, sources) or 0.0) for s, a in g.origin.items() if s != own)
+    return g.but(second_moment=max(g.second_moment - known, 0.0))
 
 
 def _mean_correlation(parts: Sequence[tuple[Correlation, float]], total: float) -> Correlation:
@@ -261,14 +296,12 @@ def _mean_profile(parts: Sequence[Gradient], weights: Sequence[float]) -> dict[i
     return found
 
 
-def _strongest(origin: Mapping[str, float], sources: _Sources) -> dict[str, float]:
+def _strongest(origin: Mapping[Key, float], sources: _Sources) -> dict[Key, float]:
     """The sources that matter most, at most MOST_ORIGINS."""
     if len(origin) <= MOST_ORIGINS:
         return dict(origin)
 
-    def share(s: str) -> float:
-        source = sources.get(s)
-        second = source.second_moment if source is not None else None
-        return origin[s] ** 2 * (second or 0.0)
+    def share(s: Key) -> float:
+        return origin[s] ** 2 * (energy(s, sources) or 0.0)
 
     return {s: origin[s] for s in sorted(origin, key=share, reverse=True)[:MOST_ORIGINS]}

@@ -54,7 +54,10 @@ class Sources:
             return False
         if not self._greatest().isdisjoint(other._greatest()):
             return True
-        return not self._names(first, last, whole).isdisjoint(other._names(first, last, whole))
+        one, two = self._names(first, last), other._names(first, last)
+        if whole:
+            return not {name[0] for name in one}.isdisjoint(name[0] for name in two)
+        return _any_within(one, two) or _any_within(two, one)
 
     def _greatest(self) -> set[Sources]:
         """The greatest of the sets that this one is the union of."""
@@ -66,21 +69,29 @@ class Sources:
                 found += at.parts
         return set(found)
 
-    def _names(self, first: int, last: int, whole: bool) -> set[str]:
-        """The names of the sources that are made between two nodes."""
-        names: set[str] = set()
-        seen = {(self, "")}
-        left = [(self, "")]
+    def _names(self, first: int, last: int) -> set[tuple[str, ...]]:
+        """The sources that are made between two nodes, each with the picks of its features that
+        led here, first ones first."""
+        names: set[tuple[str, ...]] = set()
+        seen: set[tuple[Sources, tuple[str, ...]]] = {(self, ())}
+        left = list(seen)
         while left:
             at, picked = left.pop()
             if at.first > last or at.last < first:
                 continue
             if not at.parts:
-                names.add(at.name if whole else f"{at.name}{picked}")
-            more = {(part, f"{at.picked}{picked}") for part in at.parts} - seen
+                names.add((at.name, *picked))
+            if at.picked:
+                picked = (at.picked, *picked)
+            more = {(part, picked) for part in at.parts} - seen
             seen |= more
             left += more
         return names
+
+
+def _any_within(one: set[tuple[str, ...]], two: set[tuple[str, ...]]) -> bool:
+    """Whether any of the first is the same features as one of the second, or some of them."""
+    return any(name[:n] in two for name in one for n in range(1, len(name) + 1))
 
 
 class Dependence:

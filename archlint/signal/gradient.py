@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,26 @@ Profile = npt.NDArray[np.float64]
 Correlation = float | None
 LONGEST_PROFILE = 65536
 MOST_ORIGINS = 12  # sources that a gradient remembers, the strongest ones
+
+
+class Stretch(NamedTuple):
+    """What of a source's gradient, of a ``shape``, lies between two places along an axis: on its
+    own, or ``placed`` where it was among zeros."""
+
+    source: str
+    shape: tuple[int | None, ...]
+    axis: int
+    start: int
+    stop: int
+    placed: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of the whole."""
+        return (self.stop - self.start) / (self.shape[self.axis] or 1)
+
+
+Key = str | Stretch
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,8 @@ class Gradient:
     that lives where the value is the greatest of ``window`` neighbours (max-pooling).
     ``excess``: E g² over what it would be if it were independent of the weights that made the value
     (a norm's 1/v is smallest where those weights are largest): what they take back.
-    ``origin``: source -> a, where g = Σ a·g_source + what is uncorrelated with every source.
+    ``origin``: source, or a stretch of one -> a, where g = Σ a·g_source + what is uncorrelated with
+    every source.
     """
 
     second_moment: float | None = None
@@ -48,7 +69,7 @@ class Gradient:
     chosen: float = 0.0
     window: int = 1
     excess: float = 1.0
-    origin: Mapping[str, float] = field(default_factory=dict)
+    origin: Mapping[Key, float] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -99,7 +120,7 @@ class Back(Step):
         """The number of axes of input ``i``; 0 where unknown."""
         return len(self.shape(i) or ())
 
-    def source(self, i: int) -> dict[str, float]:
+    def source(self, i: int) -> dict[Key, float]:
         """An origin that is all of this node's gradient for input ``i``."""
         return {f"{self.node.id}:{i}": 1.0}
 
@@ -213,7 +234,18 @@ def strength(g: Gradient, factor: float | None) -> float | None:
     return None if g.second_moment is None or factor is None else g.second_moment * factor
 
 
-def scaled_origin(g: Gradient, a: float | None) -> dict[str, float]:
+def energy(key: Key, sources: Mapping[str, Gradient]) -> float | None:
+    """E g² per element of a source or of a stretch of it; None where it is not known."""
+    name = key if isinstance(key, str) else key.source
+    source = sources.get(name)
+    if source is None or source.second_moment is None or isinstance(key, str):
+        return None if source is None else source.second_moment
+    own = source.profile.get(key.axis)
+    level = 1.0 if own is None or own.size < key.stop else float(own[key.start : key.stop].mean())
+    return source.second_moment * level * (key.share if key.placed else 1.0)
+
+
+def scaled_origin(g: Gradient, a: float | None) -> dict[Key, float]:
     """The origin of a·g; empty where a is not known or 0."""
     return {s: v * a for s, v in g.origin.items()} if a else {}
 

@@ -225,19 +225,11 @@ class _Algebra:
             kinds = {self.graph.values[v].dtype for v in (value, node.inputs[0] or value)}
             real = all(k is not None and "float" in k for k in kinds)
             return Place(node.inputs[0] or value, axis, start, stop) if real else None
-        if node.op == "slice":
-            axes, steps = node.attributes["axes"], node.attributes["steps"]
-            shape = self.graph.shape(node.inputs[0])
-            if not isinstance(axes, tuple) or len(axes) != 1 or steps != (1,) or shape is None:
+        if node.op in ("slice", "split"):
+            found = self._stretch(node, value)
+            if found is None or axis not in (-1, found[0]):
                 return None
-            at, size = int(str(axes[0])), shape[int(str(axes[0]))]
-            roles = self.step.signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL).roles
-            if size is None or axis not in (-1, at) or roles[at : at + 1] == ("feature",):
-                return None
-            starts, ends = node.attributes["starts"], node.attributes["ends"]
-            assert isinstance(starts, tuple)
-            assert isinstance(ends, tuple)
-            whole = range(size)[int(str(starts[0])) : int(str(ends[0]))]
+            at, whole = found
             inside = whole[start:stop] if axis == at else whole
             return Place(node.inputs[0] or value, at, inside.start, inside.stop)
         if node.op == "concat" and node.attributes["axis"] == axis:
@@ -249,6 +241,29 @@ class _Algebra:
                     return Place(part, axis, start, stop)
                 start, stop = start - n, stop - n
         return None
+
+    def _stretch(self, node: Node, value: str) -> tuple[int, range] | None:
+        """The axis that a slice or split is of, and what it takes; None where it takes several."""
+        shape = self.graph.shape(node.inputs[0])
+        if shape is None:
+            return None
+        if node.op == "split":
+            at, k = int(str(node.attributes["axis"])), node.outputs.index(value)
+            sizes = [(self.graph.shape(v) or (None,) * len(shape))[at] for v in node.outputs]
+            if None in sizes:
+                return None
+            edges = np.cumsum([0, *(n or 0 for n in sizes)])
+            return at, range(int(edges[k]), int(edges[k + 1]))
+        axes, steps = node.attributes["axes"], node.attributes["steps"]
+        starts, ends = node.attributes["starts"], node.attributes["ends"]
+        if not isinstance(axes, tuple) or len(axes) != 1 or steps != (1,):
+            return None
+        if not isinstance(starts, tuple) or not isinstance(ends, tuple):
+            return None
+        at = int(str(axes[0]))
+        size = shape[at]
+        return None if size is None else (
+            at, range(size)[int(str(starts[0])) : int(str(ends[0]))])  # fmt: skip
 
     def children(self, place: Place) -> tuple[Place, ...] | None:
         """The operands of what makes a place, None where it is no function of single elements."""
@@ -457,7 +472,11 @@ class _Algebra:
                  if len(t.factors) > 1 or f is not None}  # fmt: skip
         for a, b in combinations(roots, 2):
             some = a.axis >= 0 or b.axis >= 0
-            if a.value != b.value and not self.dependence.common(a.value, b.value, some):
+            if a.value != b.value:
+                tied = self.dependence.common(a.value, b.value, some)
+            else:
+                tied = not self._other_features(a, b)
+            if not tied:
                 continue
             linear = {a, b} <= alone and not {a, b} & other
             if not linear or not self.dependence.separated(a.value, b.value, self.step.signals):
@@ -467,6 +486,13 @@ class _Algebra:
             if inside and not self.signal_at(root).gaussian:
                 return (root,)
         return ()
+
+    def _other_features(self, a: Place, b: Place) -> bool:
+        """Whether two places of one value are different features of it."""
+        roles = self.step.signals.get(a.value, UNKNOWN_SIGNAL).roles
+        apart = a.stop <= b.start or b.stop <= a.start
+        return (a.axis == b.axis >= 0 and apart and a.axis < len(roles)
+                and roles[a.axis] == "feature")  # fmt: skip
 
     # ------------------------------------------------------------------ moments
 

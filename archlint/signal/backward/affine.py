@@ -13,6 +13,7 @@ from archlint.signal.gradient import (
     Back,
     Correlation,
     Gradient,
+    Key,
     along_of,
     as_profile,
     backwards,
@@ -268,7 +269,7 @@ def _embedding(step: Back) -> list[Gradient | None]:
 
 def _contracted(
     g: Gradient, g_letters: str, b: Signal, b_letters: str, letters: str, sizes: dict[str, int],
-    origin: dict[str, float],
+    origin: dict[Key, float],
 ) -> Gradient:  # fmt: skip
     """Σ g·b over the letters that the result lacks, for independent g and b."""
     shape_b = [sizes[c] for c in b_letters]

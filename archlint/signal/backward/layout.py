@@ -13,7 +13,9 @@ from archlint.signal.gradient import (
     Back,
     Correlation,
     Gradient,
+    Key,
     Profile,
+    Stretch,
     as_profile,
     backwards,
     merged,
@@ -212,8 +214,38 @@ def _concat(step: Back) -> list[Gradient | None]:
         if level == 0.0:
             found.append(no_gradient(len(shape)))
             continue
+        origin = step.source(i) if stacked else _cut(step, g, i, axis, start - size, start)
         found.append(g.but(second_moment=g.second_moment * level, along=along, profile=profile,
-                           origin=step.source(i)))  # fmt: skip
+                           origin=origin))  # fmt: skip
+    return found
+
+
+def _cut(step: Back, g: Gradient, i: int, axis: int, start: int, stop: int) -> dict[Key, float]:
+    """The origin of what lies between two places of the gradient of a concatenation."""
+    shape = step.out_shape() or ()
+    found = step.source(i)
+    for key, a in g.origin.items():
+        if isinstance(key, str):
+            cut = Stretch(key, shape, axis, start, stop)
+        elif key.placed and key[1:3] == (shape, axis) and key.start <= start and stop <= key.stop:
+            cut = Stretch(key.source, shape, axis, start, stop)
+        else:
+            continue
+        found[cut] = found.get(cut, 0.0) + a
+    return found
+
+
+def _put_back(
+    step: Back, g: Gradient, axis: int, places: Sequence[int]
+) -> dict[Key, float]:  # fmt: skip
+    """The origin of a part that is put back among zeros: known where it was cut out there."""
+    found = step.source(0)
+    if len(places) == 0 or len(places) != places[-1] - places[0] + 1:
+        return found
+    where = (step.shape(0), axis, places[0], places[-1] + 1)
+    for key, a in g.origin.items():
+        if isinstance(key, Stretch) and not key.placed and key[1:5] == where:
+            found[key._replace(placed=True)] = a
     return found
 
 
@@ -240,7 +272,7 @@ def _placed(
         profile[axis] = own
     along = tuple(inside if a == axis else d for a, d in enumerate(g.along))
     return g.but(second_moment=g.second_moment * share, along=along, profile=profile,
-                 origin=step.source(0))  # fmt: skip
+                 origin=_put_back(step, g, axis, places))  # fmt: skip
 
 
 @backwards("split")
@@ -254,6 +286,7 @@ def _split(step: Back) -> list[Gradient | None]:
     spread = np.zeros(size) if size <= LONGEST_PROFILE else None
     start = 0
     parts: list[tuple[Gradient, float]] = []
+    origin = step.source(0)
     for i, g in enumerate(step.arriving):
         out = step.out_shape(i)
         length = out[axis] if out is not None else None
@@ -264,11 +297,12 @@ def _split(step: Back) -> list[Gradient | None]:
             own = g.profile.get(axis)
             spread[start : start + length] = g.second_moment * (
                 own if own is not None and own.size == length else 1.0)  # fmt: skip
+        origin |= _put_back(step, g, axis, range(start, start + length))
         start += length
         parts.append((g, g.second_moment * length / size))
     if second == 0.0:
         return [no_gradient(len(shape))]
-    return [_side_by_side(step, parts, axis, second, spread)]
+    return [_side_by_side(step, parts, axis, second, spread).but(origin=origin)]
 
 
 def _side_by_side(
@@ -292,7 +326,7 @@ def _side_by_side(
         size = next(g.profile[a].size for g, _ in parts if a in g.profile)
         mix = sum((w / second * g.profile.get(a, np.ones(size)) for g, w in parts), np.zeros(size))
         profile[a] = mix
-    return Gradient(second, tuple(along), profile, origin=step.source(0))
+    return Gradient(second, tuple(along), profile)
 
 
 def _indices(size: int, start: int, end: int, stride: int) -> range:
