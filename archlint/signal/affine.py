@@ -17,6 +17,7 @@ import numpy.typing as npt
 from archlint.graph.model import Parameter
 from archlint.initialization.distribution import Distribution
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.ranking import routed_before, routing
 from archlint.signal.transfer import (
     Step,
     both_paired,
@@ -181,8 +182,21 @@ def _grouped_linear(step: Step) -> Signal:
     x = step.signal(0)
     made = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, None,
                     feature_last(x, 2))  # fmt: skip
-    # rows of different experts are independent; how many share one depends on the data
-    return made.but(position_correlation=None, sample_correlation=None)
+    # Rows of different experts are independent. A token's k rows count as features, so that of two
+    # tokens' pairs of rows all that share an expert stand for those in the same place.
+    route = routing(step, step.value(2))
+    if route is None:
+        return made.but(position_correlation=None, sample_correlation=None)
+    if routed_before(step):
+        return made
+    z = route.logits
+    return made.but(
+        position_correlation=product(
+            made.position_correlation, route.shared(z.position_correlation)
+        ),
+        sample_correlation=product(made.sample_correlation, route.shared(z.sample_correlation)),
+        cross_correlation=product(made.apart, route.shared(z.apart)),
+    )
 
 
 def _conv_roles(rank: int) -> tuple[Role, ...]:

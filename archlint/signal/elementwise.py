@@ -10,6 +10,7 @@ from archlint.signal.activations import Activation, activation, leaky_relu
 from archlint.signal.arithmetic import added, aligned, multiplied, scaled
 from archlint.signal.joint import together
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.ranking import normalised
 from archlint.signal.rotation import rotated
 from archlint.signal.squares import (
     before_root,
@@ -210,6 +211,9 @@ def _div(step: Step) -> Signal:
             divisor = Signal(float(ones.mean()), float((ones**2).mean()), 1.0, 1.0,
                              cross_correlation=1.0)  # fmt: skip
             return multiplied(aligned(step, 0), divisor)
+    share = normalised(step)
+    if share is not None:
+        return share
     below = aligned(step, 1)
     if below.second_moment and below.mean and _of_one_product(step):
         # the length of the row that both were multiplied with cancels: E(a/b)² = E a²/E b²

@@ -12,6 +12,7 @@ from archlint.signal.affine import multiplied_matrices
 from archlint.signal.elementwise import joined
 from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Role, Signal
 from archlint.signal.parts import parts_profile, taken, weighted_mean
+from archlint.signal.ranking import chooser, of_picked, slots
 from archlint.signal.transfer import (
     Step,
     correlated,
@@ -439,14 +440,13 @@ def _select_index(step: Step) -> Signal:
     return without_positions(x) if gone else x
 
 
-@transfers("gather", "gather_elements", "gather_nd", "topk", "diagonal")
-def _gather(step: Step) -> tuple[Signal, ...]:
+@transfers("gather", "gather_elements", "gather_nd", "diagonal")
+def _gather(step: Step) -> Signal:
     """Entries picked by integers that do not depend on the elements keep their moments; the
     greatest k do not."""
     x = step.signal(0)
-    more = tuple(UNKNOWN_SIGNAL for _ in step.node.outputs[1:])
-    if step.node.op == "topk":
-        return (Signal(roles=x.roles), *more)
+    if step.node.op == "gather_elements" and chooser(step.graph, step.node) is not None:
+        return of_picked(step, step.node.output)
     out = step.out_shape()
     roles = x.roles if out is not None and len(x.roles) == len(out) else ()
     if step.node.op == "gather" and out is not None and not roles and x.roles:
@@ -460,7 +460,11 @@ def _gather(step: Step) -> tuple[Signal, ...]:
         rows = row_correlation(parameter, known.astype(np.int64))
         if rows is not None:
             x = x.but(position_correlation=rows, cross_correlation=rows)
-    return (x.but(profile={}, roles=roles), *more)
+    result = x.but(profile={}, roles=roles)
+    each, made = slots(step.graph, step.node), factors(x, step.shape(0))
+    if step.node.op != "gather" or each is None or made is None:
+        return result
+    return result.but(parts=((*made[0], ("feature", each)), *made[1:]))
 
 
 @transfers("depth_to_space", "space_to_depth")

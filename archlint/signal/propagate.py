@@ -9,6 +9,7 @@ from importlib import import_module
 from archlint.graph.model import LayerGraph, Node, Value
 from archlint.signal.dependence import Dependence
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.ranking import slots
 from archlint.signal.transfer import TRANSFER, Step, of_constant, of_parameter
 
 _FAMILIES = ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
@@ -20,6 +21,8 @@ for _family in _FAMILIES:
 _KEEP_AXES = frozenset({"matmul", "einsum", "transpose", "identity", "cast", "neg", "mul", "div",
                         "slice", "split", "dropout", "softmax", "add", "masked_fill",
                         "where"})  # fmt: skip
+
+_TELL_PARTS = frozenset({"reshape", "transpose", "unfold"})  # what dimensions are made of
 
 
 def of_input(value: Value) -> Signal:
@@ -65,7 +68,7 @@ def _follow(
         results = (found,) if isinstance(found, Signal) else tuple(found)
     for i, out in enumerate(node.outputs):
         result = results[i] if i < len(results) else UNKNOWN_SIGNAL
-        if node.op not in ("reshape", "transpose", "unfold"):
+        if node.op not in _TELL_PARTS and not (node.op == "gather" and slots(graph, node)):
             result = _with_parts(graph, node, signals, out, result)
         if result.shared and node.op not in _KEEP_AXES:
             result = result.but(shared={})

@@ -23,6 +23,7 @@ from archlint.signal.gradient import (
     together,
 )
 from archlint.signal.moments import Signal
+from archlint.signal.ranking import routed_again, routing
 
 
 def transposed(
@@ -71,8 +72,8 @@ def _linear(step: Back) -> list[Gradient | None]:
 
 @backwards("grouped_linear")
 def _grouped_linear(step: Back) -> list[Gradient | None]:
-    """Experts: each row by one of several matrices of the same law, E g² times fan-out·E w². How
-    alike two rows are depends on whether they met the same expert, which is the data's matter."""
+    """Experts: each row by one of several matrices of the same law, E g² times fan-out·E w². Rows
+    of different experts are independent from the last matrix on."""
     g, weight = step.gradient, step.shape(1)
     rest = [*_static_rest(step, 1)[:1], None]
     if g.zero:
@@ -81,7 +82,11 @@ def _grouped_linear(step: Back) -> list[Gradient | None]:
         return [UNKNOWN_GRADIENT, *rest]
     second = transposed(g, step.signal(1), fan_out, g.along[-1] if g.along else None,
                         _is_fixed(step, 1))  # fmt: skip
-    return [Gradient(second, (None, 0.0), origin=step.source(0)), *rest]
+    rows = g.along[0] if g.along else None
+    if not routed_again(step):
+        route = routing(step, step.value(2))
+        rows = both(rows, None if route is None else route.same_row())
+    return [Gradient(second, (rows, 0.0), origin=step.source(0)), *rest]
 
 
 def _static_rest(step: Back, start: int) -> list[Gradient | None]:

@@ -24,6 +24,7 @@ from archlint.signal.gradient import (
 )
 from archlint.signal.layout import window_counts, windows_over
 from archlint.signal.moments import Role
+from archlint.signal.ranking import slots
 
 
 @backwards("identity", "cast")
@@ -381,6 +382,10 @@ def _gather(step: Back) -> list[Gradient | None]:
     """Rows that are picked get theirs; picked twice, twice."""
     shape, g = step.shape(0), step.gradient
     axis = int(step.number("axis"))
+    each = slots(step.graph, step.node)
+    if each and g.second_moment is not None and g.along:  # independent, of different experts
+        rows = None if g.along[0] is None else min(g.along[0] * each, 1.0)
+        return [Gradient(g.second_moment * each, (rows, *g.along[1:]), origin=step.source(0)), None]
     picked, indices = step.constant(1), step.shape(1)
     if g.zero:
         return [no_gradient(step.rank(0)), None]
