@@ -116,6 +116,12 @@ def _softmax(step: Step) -> Signal:
 def _shown(step: Step, keys: int) -> tuple[tuple[int, int], ...]:
     """(number of keys seen, how many rows see so many) of logits under a constant mask."""
     node = step.graph.producer.get(step.value(0) or "")
+    extra = 0  # beside the logits under the mask, such as an attention sink
+    if node is not None and node.op == "concat":
+        made = [step.graph.producer.get(v or "") for v in node.inputs]
+        node = next((n for n in made if n is not None and n.op in _MASKS), None)
+        inner = known_size(step.graph.shape(node.output), (-1,)) if node is not None else None
+        extra, keys = keys - (inner or keys), inner or keys
     for value in node.inputs if node is not None and node.op in _MASKS else ():
         mask = step.graph.constant(value)
         if mask is None or mask.ndim < 2 or mask.shape[-1] != keys:
@@ -125,8 +131,9 @@ def _shown(step: Step, keys: int) -> tuple[tuple[int, int], ...]:
         else:
             seen = mask.astype(np.float64) > -1e4
         counts, times = np.unique(seen.sum(-1).reshape(-1), return_counts=True)
-        return tuple((max(int(n), 1), int(k)) for n, k in zip(counts, times, strict=True))
-    return ((keys, 1),)
+        pairs = zip(counts, times, strict=True)
+        return tuple((max(int(n) + extra, 1), int(k)) for n, k in pairs)
+    return ((keys + extra, 1),)
 
 
 _MASKS = frozenset({"add", "where", "masked_fill"})

@@ -563,6 +563,15 @@ def test_softmax_by_its_formula(shifted: bool, log: bool) -> None:
     assert node.attributes["axis"] == 2
 
 
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_softmax_of_what_the_maximum_was_taken_from(op: str) -> None:
+    def build(t: Trace) -> T:
+        x = t.input(*X)
+        return t.op(op, x - x.max(2), axis=2)
+
+    assert only(recognised(build)).op == op
+
+
 def test_log_softmax_by_a_difference() -> None:
     def direct(t: Trace) -> T:
         x = t.input(*X)

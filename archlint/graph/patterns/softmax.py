@@ -46,6 +46,16 @@ def softmax(graph: Rewriter, node: Node) -> Found | str:
     return "not exp(x) over the sum of the same"
 
 
+@pattern("softmax", "log_softmax")
+def shifted_softmax(graph: Rewriter, node: Node) -> Found | str:
+    """softmax(x − max x)."""
+    x = node.inputs[0]
+    inner, nodes = _shifted(graph, x, int(graph.attribute(node, "axis"))) if x else (x, ())
+    if not nodes:
+        return "no maximum is taken out"
+    return Found(New(node.op, (inner,), node.attributes), nodes)
+
+
 @pattern("log")
 def log_softmax(graph: Rewriter, node: Node) -> Found | str:
     """log(softmax(x))."""
