@@ -28,10 +28,12 @@ _MOST_ELEMENTS = 2**27
 
 @dataclass(frozen=True)
 class Data:
-    """The user's samples by input, first axis the rows, and their classes where they have some."""
+    """The user's samples by input, first axis the rows, and their classes where they have some;
+    else, where something comes with the samples, a ``note`` on why these are no classes."""
 
     rows: Mapping[str, Tensor]
     labels: Tensor | None = None
+    note: str = ""
 
     def to(self, device: torch.device, real: torch.dtype) -> Data:
         """The same on a device, its real numbers in a type. Raises ArchlintError."""
@@ -40,7 +42,8 @@ class Data:
                 id: x.to(device, real if x.is_floating_point() else x.dtype)
                 for id, x in self.rows.items()
             }
-            return Data(rows, None if self.labels is None else self.labels.to(device))
+            labels = None if self.labels is None else self.labels.to(device)
+            return Data(rows, labels, self.note)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ArchlintError(
                 f"--data: its samples do not fit into the memory of {device}", "give fewer"
@@ -141,7 +144,16 @@ def read_data(source: str, graph: LayerGraph) -> Data:
             f"{source}: its samples are {sizes}, the input {id} takes {expected}",
             f"save an array of [samples, {expected.replace('x', ', ')}], or give --input",
         )
-    if classes is not None and (classes.dtype.kind not in "iu" or classes.shape != (len(array),)):
+    note = ""
+    if classes is not None and classes.dtype.kind in "iu" and classes.ndim == 1:
+        if len(classes) != len(array):
+            raise ArchlintError(
+                f"{source} holds {len(array)} samples and {len(classes)} classes",
+                "save one class for each sample",
+            )
+    elif classes is not None:
+        sizes = "x".join(str(n) for n in classes.shape) or "a single number"
+        note = f"what comes with the samples, {sizes} of {classes.dtype}, is not a class for each"
         classes = None
     most = max(1, min(_MOST_ROWS, _MOST_ELEMENTS // max(math.prod(array.shape[1:]), 1)))
     if len(array) > most:
@@ -168,7 +180,8 @@ def read_data(source: str, graph: LayerGraph) -> Data:
                 "rows", "use the model's own tokenizer")  # fmt: skip
     wide = np.float64 if floating else np.int64
     rows = {id: torch.from_numpy(np.array(array, wide))}
-    return Data(rows, None if classes is None else torch.as_tensor(classes.astype(np.int64)))
+    labels = None if classes is None else torch.as_tensor(classes.astype(np.int64))
+    return Data(rows, labels, note)
 
 
 def _arrays(source: str) -> tuple[Any, Any]:
@@ -188,6 +201,8 @@ def _arrays(source: str) -> tuple[Any, Any]:
             raise ArchlintError(f"{source} does not exist", "check --data") from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             text = " ".join(str(error).split())[:120]
+            if "pickle" in text or "Python objects" in text:
+                text = "it is not of numpy's format, or holds objects"
             raise ArchlintError(
                 f"{source} is no array of numbers: {text}", "save one with numpy.save"
             ) from error
@@ -202,7 +217,7 @@ def _arrays(source: str) -> tuple[Any, Any]:
         loader = getattr(importlib.import_module(module), name)
         return list(_batches(source, loader() if callable(loader) else loader))
 
-    batches = call(f"reading {source}", read)
+    batches: list[tuple[Any, Any]] = call(f"reading {source}", read)
     if not batches:
         raise ArchlintError(f"{source} gives no batch", "check the loader")
     shapes = {first.shape[1:] for first, _ in batches}
@@ -212,10 +227,10 @@ def _arrays(source: str) -> tuple[Any, Any]:
             f"{source} gives samples of several shapes: {some}", "let it pad or crop them"
         )
     samples = np.concatenate([first for first, _ in batches])[:_MOST_ROWS]
-    classes = [second for _, second in batches if second is not None and second.ndim == 1]
-    if len(classes) < len(batches):
+    seconds = [second for _, second in batches if second is not None]
+    if len(seconds) < len(batches) or len({s.shape[1:] for s in seconds if s.ndim}) != 1:
         return samples, None
-    return samples, np.concatenate(classes)[:_MOST_ROWS]
+    return samples, np.concatenate(seconds)[:_MOST_ROWS]
 
 
 def _batches(source: str, loader: Any) -> Iterator[tuple[Any, Any]]:

@@ -9,6 +9,7 @@ which holds for any number of samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from archlint.signal.analysis import Analysis
 
 MOST_CLASSES = 10
 _BATCH = 32  # samples of a step, at least; a batch to remember has twice as many
+_FEWEST = 16  # samples that can be learned
+_MOST_ALIKE = 0.9  # labels of one kind
 _HELD = 256  # samples that are looked at, and never learned
 
 
@@ -119,8 +122,10 @@ class Task:
     @property
     def threshold(self) -> float:
         """The accuracy from which on a network has started: twice what the best constant answer
-        gets (20 % of ten classes, as in Hanin & Rolnick 2018), at most half of what is missing."""
-        return self.share + min(self.share, (1 - self.share) / 2)
+        gets (20 % of ten classes, as in Hanin & Rolnick 2018), and of few samples more than guesses
+        get once in ten thousand looks; at most half of what is missing."""
+        chance = 3.7 * math.sqrt(self.share * (1 - self.share) / self.held.labels.numel())
+        return self.share + min(max(self.share, chance), (1 - self.share) / 2)
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """The batches to learn, without end; the same for the same seed."""
@@ -191,7 +196,7 @@ def task_for(
         rows = fitted(images, shape[1:] if _batched(graph, found) else shape).to(real)
         axis = _batched(graph, found)
         return _split("scikit-learn's digits", {id: rows}, labels, found, seed, axis), ""
-    return remembered(graph, found, seed, real, device, data), ""
+    return remembered(graph, found, seed, real, device, data), data.note if data is not None else ""
 
 
 def digit_images() -> tuple[Tensor, Tensor]:
@@ -263,13 +268,21 @@ def _split(
     rows = len(labels)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).to(labels.device)
     held = min(_HELD, rows // 5) // found.samples * found.samples
-    if held == 0:
-        raise NoTask(f"{rows} samples are too few for batches of {found.samples}")
     every = Batch(inputs, labels)
     rest = order[held:]
+    if held < _BATCH:  # too few to tell learning from luck: what is learned is looked at
+        held, rest = rows // found.samples * found.samples, order
+        name += " to remember"
+    if held < _FEWEST:
+        raise NoTask(f"{rows} samples are too few to learn from in batches of {found.samples}")
     learned = Batch({id: x[rest] for id, x in inputs.items()}, labels[rest])
     looked = grouped(every, order[:held], found.samples, axis)
-    return Task(name, learned, looked, found.samples, _commonest(labels), axis, rows=True)
+    share = max(_commonest(labels), _commonest(looked.labels))
+    if share > _MOST_ALIKE:
+        raise NoTask(
+            f"{share:.0%} of the labels are the same: learning is not told from a constant answer"
+        )
+    return Task(name, learned, looked, found.samples, share, axis, rows=True)
 
 
 def remembered(
@@ -286,8 +299,8 @@ def remembered(
     chosen: dict[str, Tensor] = {}
     for id, rows in data.rows.items() if data is not None else ():
         count = min(count, len(rows) // found.samples)
-        if count == 0:
-            raise NoTask(f"{len(rows)} samples are too few for a batch of {found.samples}")
+        if count * found.samples < _FEWEST:
+            raise NoTask(f"{len(rows)} samples are too few for batches of {found.samples}")
         order = torch.randperm(len(rows), generator=generator)[: count * found.samples]
         some = Batch({id: rows}, torch.zeros(len(rows), device=device))
         axis = _batched(graph, found)

@@ -202,6 +202,46 @@ def test_data_without_classes(tmp_path: Path) -> None:
     assert report.training.task == "a batch of 40 samples of the data to remember"
 
 
+def test_few_samples_are_learned_and_looked_at(tmp_path: Path) -> None:
+    """Of ten that are held back a guess gets half right now and then."""
+    x, y = clusters(50)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    report = probed(net16, {"": (2, 16)}, data=str(tmp_path / "data.npz"))
+    assert report.training is not None
+    assert report.training.task == "50 samples of the data to remember"
+    assert report.training.started == 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "text"),
+    [(300, lambda y: np.zeros_like(y), "100% of the labels are the same"),
+     (300, lambda y: np.where(np.arange(len(y)) < 3, 1, 0), "of the labels are the same"),
+     (10, lambda y: y, "10 samples are too few to learn from")],
+)  # fmt: skip
+def test_classes_that_nothing_can_be_learned_from(
+    tmp_path: Path, rows: int, change: Callable[[np.ndarray], np.ndarray], text: str
+) -> None:
+    """Else an error is refuted since training starts at once."""
+    x, y = clusters(rows)
+    np.savez(tmp_path / "data.npz", x=x, y=change(y))
+    data = str(tmp_path / "data.npz")
+    report = probed(lambda: models.mlp(12, 16), {"": (2, 16)}, data=data, draws=64)
+    assert report.training is None
+    assert any(text in remark for remark in report.probe_remarks)
+    assert [f.verdict for f in report.findings if f.code == "ARC101"] == ["confirmed"]
+
+
+def test_what_is_no_class_is_told(tmp_path: Path) -> None:
+    x, y = clusters(300)
+    np.savez(tmp_path / "data.npz", x=x, y=y + 0.5)
+    report = probed(net16, {"": (2, 16)}, data=str(tmp_path / "data.npz"), steps=20)
+    assert "300 of float64, is not a class for each" in report.probe_remarks[0]
+    np.savez(tmp_path / "data.npz", x=x, y=y[1:])
+    report = probed(net16, {"": (2, 16)}, data=str(tmp_path / "data.npz"))
+    assert report.error is not None
+    assert "holds 300 samples and 299 classes" in str(report.error)
+
+
 def test_classes_that_the_output_has_not(tmp_path: Path) -> None:
     x, y = clusters(300)
     np.savez(tmp_path / "data.npz", x=x, y=y + 5)
@@ -374,7 +414,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    return nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.ReLU()) "
         "for _ in range(12)], nn.Linear(64, 10))\n"
     )
-    arguments = ["probe", "net.py:net", "--train", "--steps", "40", "--seed", "1"]
+    arguments = ["probe", "net.py:net", "--train", "--steps", "40", "--seed", "1", "--time", "600"]
     one, two = (CliRunner().invoke(cli, [*arguments, "--format", "json"]) for _ in range(2))
     assert one.exit_code == 1
     assert one.stdout == two.stdout
