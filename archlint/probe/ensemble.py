@@ -7,6 +7,7 @@ added to it, for a random direction at the output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -170,9 +171,10 @@ class Ensemble:
         long in coming where somebody waits for the next look."""
         size = self.real.itemsize
         weights = self.drawer.elements * (4 + 2 * size)
-        most, step, drawn = (128, 2**19, 2**25) if self.device.type == "cpu" else (
-            2048, 2**24, 2**30)  # fmt: skip
-        busy = min(most, step / max(self._work(1), 1.0), drawn / max(self.drawer.elements, 1))
+        most, step, drawn, work = (128, 2**19, 2**25, 2**32) if self.device.type == "cpu" else (
+            2048, 2**24, 2**30, 2**42)  # fmt: skip
+        busy = min(most, step / max(self._elements(1), 1.0), drawn / max(self.drawer.elements, 1),
+                   work / max(self._products(), 1.0))  # fmt: skip
         return max(1, min(int(busy), int(self.memory / (weights + self._bytes() + 1))))
 
     def _bytes(self) -> float:
@@ -190,7 +192,19 @@ class Ensemble:
             live -= sum(counts.get(value, 0) for value in step.free)
         return 2.0 * size * peak
 
-    def _work(self, draws: int) -> float:
+    def _products(self) -> float:
+        """Multiplications of a draw's forward, those of matrices alone."""
+        graph, total = self.analysis.graph, 0.0
+        for step in self.program.steps:
+            node = step.call.node
+            if node.op in ("linear", "conv", "conv_transpose", "matmul"):
+                factor = graph.shape(node.inputs[0 if node.op == "matmul" else 1]) or (1,)
+                sizes = [n or 1 for n in factor]
+                each = sizes[-1] if node.op == "matmul" else math.prod(sizes) / sizes[0]
+                total += each * (graph.values[step.outputs[0]].size or 0)
+        return total
+
+    def _elements(self, draws: int) -> float:
         """Elements that a step computes on average."""
         graph = self.analysis.graph
         made = [graph.values[out].size or 0 for step in self.program.steps for out in step.outputs]
@@ -246,7 +260,7 @@ class Ensemble:
 
         with (
             torch.set_grad_enabled(self.backward),
-            threads_for(self._work(count)),
+            threads_for(self._elements(count)),
             exact_convolutions(self.device),
         ):
             if self.together:

@@ -170,7 +170,8 @@ def judge(claim: Claim, x: Floats, look: int, lost: Lost = Lost()) -> Judged:
     """
     n = x.shape[0]
     if n < 8:
-        why = f"in {lost.every} of {n + lost.every} draws it is zero or not finite"
+        why = (f"in {lost.every} of {n + lost.every} draws it is zero or not finite" if lost.every
+               else f"{n} draws are too few to tell")  # fmt: skip
         return Judged("inconclusive", Measurement(None, None, None, n, lost.every, None, why))
     level = spent(look)
     if "spread" in claim.statistic:

@@ -40,7 +40,7 @@ def analysed(build: Any, *shape: int, dtype: str | None = None) -> Analysis:
 
 
 def probed(build: Any, inputs: Any = None, **options: Any) -> TargetReport:
-    chosen = ProbeOptions(train=True, **{"draws": 10, "steps": 60, "time": 60.0, **options})
+    chosen = ProbeOptions(train=True, **{"draws": 10, "steps": 60, "time": 600.0, **options})
     return archlint.probe(build, inputs, options=chosen).targets[0]
 
 
