@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from archlint.graph.example_input import LENGTH, SAMPLES, Spec, known, vocabulary_of
+from archlint.graph.example_input import LENGTH, SAMPLES, Spec, attribute, known, vocabulary_of
 
 GRID = 4  # patches along a side of an image whose patches are given one by one
 WAVEFORM = 16000  # samples of audio: a second
@@ -178,6 +178,8 @@ class Sizes:
             return GRID if grid else side
         if words & {"mel", "mels", "banks"} or low in ("feature_dim", "feature_size", "n_freqs"):
             return self.configured(*_SAME["mel"]) or 80
+        if "tokens" in words and words & {"image", "images"}:
+            return GRID * GRID
         if "frames" in words or "frame" in words:
             return self.configured(*_SAME["frames"]) or FRAMES
         if low.startswith(("num_", "n_", "max_num_", "total_", "point_")) and words & {
@@ -187,6 +189,12 @@ class Sizes:
             return 1
         if "patches" in words or low == "patch_sequence_length":
             return self._patches()
+        if (
+            low.startswith(("num_", "n_"))
+            and words & {"features", "regions", "objects"}
+            and (low != "num_features")
+        ):
+            return self.length
         if low in ("num_input_channels", "num_features", "input_size"):
             return self.configured("num_input_channels", "input_size") or 1
         if (found := self.configured(name)) is not None:
@@ -200,7 +208,7 @@ class Sizes:
     def side(self, wide: bool = False) -> int | None:
         """The side of an image, in pixels."""
         for config in self.configurations():
-            found = getattr(config, "image_size", None) or getattr(config, "img_size", None)
+            found = attribute(config, "image_size") or attribute(config, "img_size")
             if isinstance(found, Mapping):
                 found = (found.get("height"), found.get("width"))
             if isinstance(found, Sequence) and len(found) >= 2:
@@ -218,14 +226,14 @@ class Sizes:
         """The first positive integer that a configuration of the model has under these names."""
         for config in self.configurations():
             for name in names:
-                found = getattr(config, name, None)
+                found = attribute(config, name)
                 if isinstance(found, int) and not isinstance(found, bool) and found > 0:
                     return found
         return None
 
     def configurations(self) -> Iterator[Any]:
         """The configuration, the model itself where it has none, and those that are in it."""
-        queue = [getattr(self.model, "config", None) or self.model]
+        queue = [attribute(self.model, "config") or self.model]
         for config in queue:
             yield config
             if not isinstance(config, nn.Module):

@@ -92,6 +92,15 @@ def names_of(model: nn.Module) -> frozenset[str]:
     return frozenset(p.name for p in parameters_of(model))
 
 
+def attribute(owner: Any, name: str) -> Any:
+    """An attribute of a model or of its configuration, None where it has none or refuses to tell:
+    some are computed, and some configurations have other values for every layer."""
+    try:
+        return getattr(owner, name, None)
+    except Exception:  # whatever a property raises
+        return None
+
+
 def known(elements: Tensor) -> Spec:
     """A tensor whose elements are no matter of data."""
     return Spec(tuple(elements.shape), elements.dtype, 1, elements)

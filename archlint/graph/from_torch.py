@@ -7,7 +7,7 @@ import heapq
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,33 +88,33 @@ def record(
     tried = examples(model, inputs, factory)
     _initialise_lazily(model, tried, watched)
     failures: list[tuple[Exception, Example]] = []
+    real = _Real(model, factory, mode)
     with _mode_of(model, mode):
         for i, example in enumerate(tried):
             more = tried[i + 1] if i + 1 < len(tried) and tried[i + 1].completes else None
             try:
                 with seeded():
-                    return _attempt(model, example, more, mode, factory)
+                    return _attempt(model, example, more, real)
             except ArchlintError:
                 raise
             except Exception as raised:  # whatever the user's forward raises
                 failures.append((raised, example))
-        if example.assumed and (found := _repaired(model, tried, failures, mode, factory)):
+        if example.assumed and (found := _repaired(model, tried, failures, real)):
             return found
         problem, example = max(failures, key=lambda f: _progress(f[0]))  # that got furthest
         if not isinstance(problem, DataDependent) and _is_small(model):
             # some kernels have no shape function, or one that asks for more than they need
             note = f"forward does not run without elements ({_line(problem)}): it was run on them"
             with contextlib.suppress(Exception):
-                return _run_for_real(model, example, mode, factory, note), example
-    raise _refusal(model, problem, example, len(failures)) from problem
+                return real.run(example, note), example
+    raise _refusal(model, problem, example, len(tried)) from problem
 
 
 def _attempt(
     model: nn.Module,
     example: Example,
     more: Example | None,
-    mode: Mode,
-    factory: Factory | None,
+    real: _Real,
     suggested: bool = False,
 ) -> tuple[Recording, Example]:
     """Record on meta; where that depends on data, with ``more`` of the input, then for real.
@@ -130,7 +130,7 @@ def _attempt(
         if suggested and not _is_small(model):
             raise
         note = f"forward depends on its data ({dependent}): it was run on real tensors"
-        return _run_for_real(model, example, mode, factory, note, dependent), example
+        return real.run(example, note, dependent), example
 
 
 _MOST_NODES = 20_000  # recorded in all for inputs that are repaired
@@ -140,8 +140,7 @@ def _repaired(
     model: nn.Module,
     tried: Sequence[Example],
     failures: list[tuple[Exception, Example]],
-    mode: Mode,
-    factory: Factory | None,
+    real: _Real,
 ) -> tuple[Recording, Example] | None:
     """Record with an input that the failures of those tried suggest, best first; what fails again
     is added to them."""
@@ -167,9 +166,10 @@ def _repaired(
         seen.add(_key(candidate))
         left -= 1
         try:
-            return _attempt(model, candidate, None, mode, factory, suggested=True)
+            return _attempt(model, candidate, None, real, suggested=True)
         except Exception as raised:
-            failures.append((raised, candidate))
+            if _progress(raised) > max(_progress(problem) for problem, _ in failures):
+                failures.append((raised, candidate))
             nodes += _progress(raised)
             if _progress(raised) >= -progress:
                 follow(raised, candidate)
@@ -211,22 +211,25 @@ def _line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:120]
 
 
-def _run_for_real(
-    model: nn.Module,
-    example: Example,
-    mode: Mode,
-    factory: Factory | None,
-    note: str,
-    cause: Exception | None = None,
-) -> Recording:
-    """Record on real tensors; the model's own state is as it was afterwards."""
-    real = _with_elements(model, factory)
-    if real is None:
-        raise cause or DataDependent("the model has no elements")
-    args, kwargs = example.drawn()
-    with _mode_of(real, mode), _unchanged(real), seeded():
-        recording = record_forward(real, args, kwargs, known, "cpu")
-    return replace(recording, notes=(*recording.notes, note))
+@dataclass
+class _Real:
+    """The model with elements, built when one is first wanted."""
+
+    model: nn.Module
+    factory: Factory | None
+    mode: Mode
+    built: nn.Module | None = None
+
+    def run(self, example: Example, note: str, cause: Exception | None = None) -> Recording:
+        """Record on real tensors; the model's own state is as it was afterwards."""
+        if self.built is None:
+            self.built = _with_elements(self.model, self.factory)
+        if self.built is None:
+            raise cause or DataDependent("the model has no elements")
+        args, kwargs = example.drawn()
+        with _mode_of(self.built, self.mode), _unchanged(self.built), seeded():
+            recording = record_forward(self.built, args, kwargs, known, "cpu")
+        return replace(recording, notes=(*recording.notes, note))
 
 
 # --------------------------------------------------------------------------- building

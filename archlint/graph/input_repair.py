@@ -23,7 +23,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from archlint.graph.documented_inputs import Sizes
-from archlint.graph.example_input import Example, Spec, names_of, parameters_of
+from archlint.graph.example_input import Example, Spec, attribute, names_of, parameters_of
 from archlint.graph.sites import is_standard, origin_of
 
 MOST = 32  # repaired inputs that are tried
@@ -102,7 +102,7 @@ def _read(frame: FrameType, line: int) -> list[ast.expr]:
     if isinstance(last, ast.For):
         return [last.iter]
     if isinstance(last, ast.Raise):
-        return [s.test for s in reversed(statements) if isinstance(s, ast.If)][:1]
+        return [s.test for s in reversed(statements) if isinstance(s, ast.If)]
     if isinstance(last, ast.Assert):
         return [last.test]
     return [node for node in ast.walk(last) if isinstance(node, ast.expr)][:1] if isinstance(
@@ -277,7 +277,16 @@ def _unpacked(
             return None
         return _reshaped(spec, (*spec.shape[:1], *[1] * more, *spec.shape[1:]))
 
-    for change in (named, longer):
+    missing = re.search(r"expected (\d+), got (\d+)", text)
+
+    def nested(spec: Spec) -> Spec | None:
+        """What was taken apart had lost dimensions before: such as those of several images."""
+        if missing is None or len(spec.shape) < 3:
+            return None
+        return _reshaped(spec, (*spec.shape[:1], *[1] * (int(missing[1]) - int(missing[2])),
+                                *spec.shape[1:]))  # fmt: skip
+
+    for change in (named, longer, nested):
         found = _changed(example, change)
         if found is not None:
             yield found
@@ -410,6 +419,7 @@ def _with_numbers(
     if frames:
         numbers += _compared(*frames[-1])
     specs = _specs(example)
+    yield from _in_proportion(example, text)
     given = [n for n in dict.fromkeys(numbers) if any(n in s.shape[1:] for s in specs)]
     others = [n for n in dict.fromkeys(numbers) if n > 1 and n not in given]
     for old in given[:3]:
@@ -431,6 +441,30 @@ def _with_numbers(
             return _reshaped(spec, (*spec.shape, new)) if spec.shape in whole else None
 
         changed = _changed(example, appended)
+        if changed is not None:
+            yield changed
+
+
+_PRODUCT = re.compile(r"\[?\d+(?:, |x)(\d+)\]?\)? (?:X|and) \[?(\d+)(?:, |x)\d+")
+
+
+def _in_proportion(example: Example, text: str) -> Iterator[Example]:
+    """With a last dimension such that a product of matrices fits that came to other features: what
+    is made of it before, such as rows of a strided map, is in proportion to it."""
+    found = _PRODUCT.search(text)
+    if found is None:
+        return
+    given, wanted = int(found[1]), int(found[2])
+    for size in dict.fromkeys(s.shape[-1] for s in _specs(example) if len(s.shape) > 2):
+        if given % size or wanted % (given // size) or given == wanted:
+            continue
+
+        def scaled(spec: Spec, size: int = size) -> Spec | None:
+            if len(spec.shape) < 3 or spec.shape[-1] != size:
+                return None
+            return _reshaped(spec, (*spec.shape[:-1], wanted * size // given))
+
+        changed = _changed(example, scaled)
         if changed is not None:
             yield changed
 
@@ -473,11 +507,11 @@ def _value(tree: ast.expr, frame: FrameType) -> Any:
             return value
         case ast.Name(id=name):
             return frame.f_locals.get(name)
-        case ast.Attribute(value=inner, attr=attribute):
+        case ast.Attribute(value=inner, attr=name):
             owner = _value(inner, frame)
-            if isinstance(owner, Tensor) and attribute != "shape":
+            if isinstance(owner, Tensor) and name != "shape":
                 return None
-            return getattr(owner, attribute, None) if owner is not None else None
+            return attribute(owner, name)
         case ast.Subscript(value=inner, slice=index):
             owner, at = _value(inner, frame), _value(index, frame)
             if isinstance(owner, tuple | list) and isinstance(at, int) and -len(owner) <= at:

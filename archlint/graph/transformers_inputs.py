@@ -15,6 +15,7 @@ from archlint.graph.example_input import (
     SAMPLES,
     Example,
     Spec,
+    attribute,
     known,
     names_of,
     parameters_of,
@@ -28,8 +29,8 @@ def of_transformers(model: nn.Module) -> Iterator[Example]:
 
     By the meaning of the names first, then as the docstring of forward states the shapes.
     """
-    config = getattr(model, "config", None)
-    main = getattr(model, "main_input_name", None)
+    config = attribute(model, "config")
+    main = attribute(model, "main_input_name")
     if config is None or not isinstance(main, str):
         return
     names = [p.name for p in parameters_of(model)]
@@ -59,7 +60,7 @@ def of_transformers(model: nn.Module) -> Iterator[Example]:
     for length in lengths[1:]:
         yield from gathered(wanted, length)
     yield from gathered([*wanted, *(n for n in _CONTENT if n in names)], lengths[0])
-    dummy = getattr(model, "dummy_inputs", None)
+    dummy = attribute(model, "dummy_inputs")
     if not isinstance(dummy, Mapping) or not all(isinstance(v, Tensor) for v in dummy.values()):
         return
     if all(name in dummy for name in required) and all(name in names for name in dummy):
@@ -88,7 +89,7 @@ _CONTENT = (
 
 def _companions(config: Any, main: str, names: Sequence[str]) -> Iterator[str]:
     """Parameters that have a default and yet must be there."""
-    both = getattr(config, "is_encoder_decoder", False)
+    both = attribute(config, "is_encoder_decoder")
     if both:
         for stem in ("decoder_input_ids", "decoder_input_values"):
             if stem in names:
@@ -111,7 +112,7 @@ def _lengths(config: Any) -> Iterator[int]:
     if limit is not None:
         best = max(1, min(LENGTH, limit - 2))
     yield best
-    axial = getattr(config, "axial_pos_shape", None)
+    axial = attribute(config, "axial_pos_shape")
     if axial:
         yield math.prod(axial)
     for length in (64, 128, 512, 16, 8):
@@ -121,7 +122,7 @@ def _lengths(config: Any) -> Iterator[int]:
 
 def _part(config: Any, *names: str) -> Any:
     for name in names:
-        found = getattr(config, name, None)
+        found = attribute(config, name)
         if found is not None and not isinstance(found, str | int | float | bool | Mapping):
             return found
     return config
@@ -129,7 +130,7 @@ def _part(config: Any, *names: str) -> Any:
 
 def _first_of(config: Any, *names: str) -> int | None:
     for name in names:
-        found = getattr(config, name, None)
+        found = attribute(config, name)
         if isinstance(found, int) and not isinstance(found, bool) and found > 0:
             return found
     return None
@@ -148,7 +149,7 @@ def _pair_of(value: Any) -> tuple[int, int] | None:
 def input_named(model: nn.Module, name: str) -> Spec | None:
     """The tensor that a parameter of forward takes, None where neither its name nor the docstring
     tells."""
-    config = getattr(model, "config", None)
+    config = attribute(model, "config")
     if config is not None and hasattr(model, "main_input_name"):
         found: Spec | None = _of_config(model, config, name, next(_lengths(config)))
         if found is not None:
@@ -212,7 +213,7 @@ def _of_config(model: nn.Module, config: Any, name: str, length: int) -> Any:
         return None if bins is None else Spec((SAMPLES, length, bins))
     if name == "past_values":
         steps = _first_of(config, "context_length") or length
-        lags = getattr(config, "lags_sequence", None) or (0,)
+        lags = attribute(config, "lags_sequence") or (0,)
         width = _first_of(config, "num_input_channels", "input_size") or 1
         whole = steps + max(lags)
         return Spec((SAMPLES, whole, width) if width > 1 or not max(lags) else (SAMPLES, whole))
@@ -242,7 +243,7 @@ def _of_decisions(config: Any, name: str, length: int) -> Spec | None:
 def _pixels(config: Any, video: bool = False) -> Spec | None:
     vision = _part(config, "vision_config", "vision", "backbone_config", "encoder")
     for owner in (vision, config):
-        sides = _pair_of(getattr(owner, "image_size", None) or getattr(owner, "img_size", None))
+        sides = _pair_of(attribute(owner, "image_size") or attribute(owner, "img_size"))
         if sides is not None and min(sides) > 0:
             break
     else:

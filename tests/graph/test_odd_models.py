@@ -337,6 +337,71 @@ def test_no_tensor_without_elements_is_left_with_the_program() -> None:
     assert not Remembering()(X).is_meta
 
 
+class Three(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+class FrozenPart(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.a(x).relu()
+        return self.b(h) + h
+
+
+class InferredPart(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            h = self.a(x)
+        return self.b(h + self.c(x))
+
+
+class WrittenWithout(Three):
+    def forward(self, x: Tensor) -> Tensor:
+        h, t = self.a(x), torch.zeros(4, 8)
+        with torch.no_grad():
+            h.mul_(2)  # has its gradient still
+            t.add_(self.b(x))
+        return self.c(h) + t
+
+
+_square: Any = Square.apply
+
+
+class KeepsGradients(Three):
+    """Each switches gradients off inside, and has its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(self.a, _square(self.b(x)), use_reentrant=True)
+        assert torch.is_grad_enabled() == self.training
+        return self.c(h) + Square.apply(h)
+
+
+class OnlyInfers(Three):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(
+    ("owner", "stopped"),
+    [(FrozenPart, ["relu"]), (InferredPart, ["linear"]), (WrittenWithout, ["add"]),
+     (KeepsGradients, []), (OnlyInfers, [])],
+)  # fmt: skip
+def test_no_gradient_comes_back_from_where_none_is_kept(
+    owner: type[nn.Module], stopped: list[str]
+) -> None:
+    graph = verify(load_torch(owner, (X,)))
+    made = {id: n for n in graph.walk() for id in n.outputs}
+    stops = [n for n in graph.walk() if n.attributes.get("stops_gradient")]
+    assert [made[str(n.inputs[0])].op for n in stops] == stopped
+    # what nothing of a forward keeps is not what it is trained by
+    assert any("keeps no gradients" in n for n in graph.notes) == (owner is OnlyInfers)
+    evaluated = load_torch(owner, (X,), "eval")
+    assert not any(n.attributes.get("stops_gradient") for n in evaluated.walk())
+
+
 class Raises(Base):
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError("no such thing")

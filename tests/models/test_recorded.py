@@ -188,16 +188,16 @@ def _recorded_type(kind: str) -> dict[str, Any]:
     row: dict[str, Any] = {"kind": kind, "stage": None, "built": False, "errors": []}
     started = time.process_time()
     for stage in range(len(zoo.STAGES)):
-        build = zoo.entry(f"transformers:{kind}", stage).build
+        entry = zoo.entry(f"transformers:{kind}", stage)
 
-        def built(build: zoo.Build = build) -> nn.Module:
+        def built(build: zoo.Build = entry.build) -> nn.Module:
             model = build()
             row["built"] = True
             return model
 
         try:
             with limited(600, kind):
-                graph = verify(load_torch(built))
+                graph = verify(load_torch(built, entry.inputs))
         except Exception as problem:
             row["errors"].append(f"{type(problem).__name__}: {problem}"[:300])
             gc.collect()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 Build = Callable[[], nn.Module]
@@ -83,6 +84,11 @@ _TINY: dict[str, int] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "d_kv": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
     "vocab_size": 256,
 }
 _SHALLOW: dict[str, int] = {
@@ -105,8 +111,7 @@ def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
     Lists that say something about every layer are cut to the number of layers, which is such that
     every kind of layer is left.
     """
-    for name in list(vars(config)):
-        value = getattr(config, name)
+    for value in list(vars(config).values()):
         if hasattr(value, "to_dict"):
             shrink(value, sizes)
     depths = {v for n in _SHALLOW if isinstance(v := vars(config).get(n), int)}
@@ -119,13 +124,18 @@ def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
     depth = max([2, *(_prefix_of_all_kinds(value) for value in lists.values())])
     for name, size in sizes.items():
         value = vars(config).get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
         if name in _SHALLOW and value in staged and value <= 4:
             continue  # so many stages, each with sizes of its own
         size = depth if name in _SHALLOW else size
-        if isinstance(value, int) and not isinstance(value, bool) and value > size:
+        if name == "num_key_value_heads" and "kv_lora_rank" in vars(config):
+            size = sizes["num_attention_heads"]  # each head has its own of what is compressed
+        if value > size:
             setattr(config, name, size)
     for name, value in lists.items():
-        setattr(config, name, value[:depth])
+        if sizes:
+            setattr(config, name, value[:depth])
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
         vocabulary = vars(config).get("vocab_size")
         value = vars(config).get(name)
@@ -144,7 +154,7 @@ def _divide_rotary(config: Any) -> None:
     rotary = config.rope_parameters
     if not isinstance(rotary, dict) or "mrope_section" in rotary:
         return
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
     half = int(width * rotary.get("partial_rotary_factor", 1.0)) // 2
     side = 3 * half // 8
     rotary["mrope_section"] = [half - 2 * side, side, side]
@@ -170,17 +180,112 @@ def kinds_of_transformers() -> list[str]:
     return list(MODEL_MAPPING_NAMES)
 
 
+# What the default configuration of a type lacks to be a whole.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "autoformer": {"prediction_length": 8},
+    "blip-2": {"image_token_id": 5},
+    "informer": {"prediction_length": 8},
+    "instructblip": {"image_token_id": 5},
+    "instructblipvideo": {"video_token_id": 5},
+    "time_series_transformer": {"prediction_length": 8},
+    "xmod": {"default_language": "en_XX"},
+}
+
+
+def _of_robots(config: Any) -> dict[str, Any]:
+    """A prompt with an image of 16×16 patches, and the actions to be."""
+    image = torch.full((2, 256), config.vlm_config.image_token_id)
+    words = torch.randint(0, 100, (2, 16))
+    return {
+        "action_embeds": ((2, config.chunk_size + 1, config.dit_config.hidden_size), "float32"),
+        "input_ids": torch.cat([image, words], 1),
+        "pixel_values": ((2, 1, 3, 224, 224), "float32"),
+        "attention_mask": torch.ones(2, 272, dtype=torch.int64),
+        "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool),
+    }
+
+
+def _of_speech(config: Any) -> dict[str, Any]:
+    """A text and, as training wants, how long each sound is, how high and how loud."""
+    config = getattr(config, "model_config", config)
+    return {
+        "input_ids": ((2, 8), "int64"),
+        "spectrogram_labels": ((2, 24, config.num_mel_bins), "float32"),
+        "duration_labels": torch.full((2, 8), 3),
+        "pitch_labels": ((2, 8, 1), "float32"),
+        "energy_labels": ((2, 8, 1), "float32"),
+    }
+
+
+def _of_packed_patches(config: Any) -> dict[str, Any]:
+    """Two images of 4×4 patches in one row."""
+    side = config.patch_size
+    return {
+        "pixel_values": ((1, 3, side, 32 * side), "float32"),
+        "target_sizes": torch.full((2, 2), 4),
+    }
+
+
+def _of_classes(config: Any) -> dict[str, Any]:
+    """Images, a task for each, and one class to look for in each."""
+    ids, mask = ((2, 8), "int64"), torch.ones(2, 8, dtype=torch.int64)
+    return {
+        "pixel_values": ((2, 3, config.image_size, config.image_size), "float32"),
+        "classes_input_ids": ids,
+        "classes_attention_mask": mask,
+        "tasks_input_ids": ids,
+        "tasks_attention_mask": mask,
+        "classes_structure": torch.ones(2, dtype=torch.int64),
+    }
+
+
+def _of_sounds(config: Any) -> dict[str, Any]:
+    """A spectrogram with no frame masked."""
+    return {
+        "audio_mel": ((2, 64, config.input_feat_size), "float32"),
+        "audio_mel_mask": torch.zeros(2, 64, dtype=torch.bool),
+    }
+
+
+# Inputs that nothing tells, for a configuration.
+_INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "fastspeech2_conformer": _of_speech,
+    "fastspeech2_conformer_with_hifigan": _of_speech,
+    "gemma3n_audio": _of_sounds,
+    "minicpm_ocr_vision": _of_packed_patches,
+    "minicpmv4_7_vision": _of_packed_patches,
+    "omdet-turbo": _of_classes,
+    "pi0": _of_robots,
+}
+
+
 def transformers_types(stage: int = 0) -> Iterator[Entry]:
+    sizes = STAGES[stage]
     for kind in kinds_of_transformers():
-        yield Entry("transformers", kind, lambda kind=kind: build_transformer(kind, STAGES[stage]))
+        given = _INPUTS.get(kind)
+        yield Entry(
+            "transformers",
+            kind,
+            lambda kind=kind: build_transformer(kind, sizes),
+            None if given is None else given(configuration(kind, sizes)),
+        )
+
+
+def configuration(kind: str, sizes: Mapping[str, int]) -> Any:
+    """The default configuration of a type of ``transformers``, made smaller."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = shrink(CONFIG_MAPPING[kind](), sizes)
+    for name, value in _SETTINGS.get(kind, {}).items():
+        setattr(config, name, value)
+    return config
 
 
 def build_transformer(kind: str, sizes: Mapping[str, int]) -> nn.Module:
     """The base model of a type of ``transformers``, its default configuration made smaller."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-    config = shrink(CONFIG_MAPPING[kind](), sizes)
+    config = configuration(kind, sizes)
     owner = MODEL_MAPPING[type(config)]
     if isinstance(owner, tuple | list):
         owner = owner[0]

@@ -126,6 +126,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "detached_part": (on(lambda x, f, g: f(x) + g(x.detach()), linear(), linear()), FLAT, 0.0),
     "detached_gate": (on(lambda x, f, g: f(x) * torch.sigmoid(g(x).detach()), linear(), linear()),
                       FLAT, 0.02),
+    "no_grad_part": (on(lambda x, f, g: f(x) + torch.no_grad()(g)(x), linear(), linear()),
+                     FLAT, 0.0),
     "straight_through": (on(lambda x, f: f(x + (x.sign() - x).detach()), linear()), FLAT, 0.0),
     "three_paths": (on(lambda x: 0.5 * x + x.reshape(4, -1) - 2 * x), FLAT, 0.0),
     "mul": (on(lambda x, f: x * f(x), linear()), FLAT, 0.02),

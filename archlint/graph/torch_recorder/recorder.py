@@ -288,7 +288,12 @@ class Recorder(TorchFunctionMode):
     """The mode that records. Use :func:`record_forward`."""
 
     def __init__(
-        self, model: nn.Module, device: Device, leaf: Callable[[str], bool], stop: Any = None
+        self,
+        model: nn.Module,
+        device: Device,
+        leaf: Callable[[str], bool],
+        trains: bool = False,
+        stop: Any = None,
     ) -> None:
         super().__init__()
         self.model, self.device, self.leaf, self.stop = model, device, leaf, stop
@@ -311,6 +316,13 @@ class Recorder(TorchFunctionMode):
             self.state.setdefault(id(parameter), (name, True))
         for name, buffer in model.named_buffers():
             self.state.setdefault(id(buffer), (name, False))
+        self.trains = trains
+        self.grad = False  # whether gradients are to be had in forward
+        self.within = False  # whether a call is being recorded
+        self.enabled = True  # torch.is_grad_enabled(), as the program sees it
+        self.wanted = True  # what the program last asked for
+        self.differentiated = 0  # calls being made of functions that bring their own gradient
+        self.detached: dict[fx.Node, fx.Node] = {}
         self.bodies: dict[int, dict[str, Any]] = {}
         self.entered: list[Any] = []
         self.unhooked: dict[Any, Callable[..., Any]] = {}
@@ -351,6 +363,7 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = self.twin(tensor)
         node.meta["trainable"] = known is not None and known[1]
         node.meta["frozen"] = node.meta["trainable"] and not tensor.requires_grad
+        node.meta["gradient"] = node.meta["trainable"] and not node.meta["frozen"]
         node.meta["module"], node.meta["module_type"] = self.where()
         if known is None:
             self.constants[name] = tensor
@@ -411,7 +424,7 @@ class Recorder(TorchFunctionMode):
     def argument(self, value: Any) -> Any:
         """A call's argument as fx holds it."""
         if isinstance(value, Tensor):
-            return self.node(value)
+            return self._with_gradient(self.node(value))
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return tuple(self.argument(v) for v in value)
         if isinstance(value, tuple | torch.Size):
@@ -436,7 +449,36 @@ class Recorder(TorchFunctionMode):
         if self.stack:
             node.meta["module_call"] = id(self.stack[-1][1])
         node.meta["site"] = self.site()
+        of = {n.meta.get("gradient", False) for n in node.all_input_nodes}
+        if of - {False}:
+            node.meta["gradient"] = True if self.keeps_gradients() else None
         return node
+
+    # What a gradient reaches is marked in ``meta["gradient"]``: True, or None where it would but
+    # for ``torch.no_grad()``. What is computed from that later takes it detached.
+
+    def keeps_gradients(self) -> bool:
+        """Whether the program is outside of ``torch.no_grad()`` and its like."""
+        if not self.trains or self.differentiated:
+            return True
+        # the forward of an autograd.Function runs without, which the program did not ask for
+        return (self.enabled or self.wanted) and not torch.is_inference_mode_enabled()
+
+    def _with_gradient(self, node: fx.Node) -> fx.Node:
+        """A node as an argument: detached where it was computed without gradients, unless this is
+        too."""
+        if node.meta.get("gradient", False) is not None or not self.keeps_gradients():
+            return node
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return node
+        found = self.detached.get(node)
+        if found is None:
+            found = self.graph.create_node("call_function", Tensor.detach, (node,), {})
+            found.meta.update({k: v for k, v in node.meta.items() if k in _DESCRIBING})
+            found.meta["module"], found.meta["module_type"] = self.where()
+            self.detached[node] = found
+        return found
 
     def enter_results(self, node: fx.Node, result: Any, known: Any, arguments: set[int]) -> None:
         """File the tensors of a result under their nodes."""
@@ -454,7 +496,7 @@ class Recorder(TorchFunctionMode):
                     item.meta.update(
                         {
                             k: node.meta[k]
-                            for k in ("module", "module_type", "site")
+                            for k in ("module", "module_type", "site", "gradient")
                             if k in node.meta
                         }
                     )
@@ -470,6 +512,9 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every call of its API."""
         kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            self.wanted = args[0]
+            return func(*args, **kwargs)
         if self.inside or (func in _QUESTIONS and len(args) and id(args[0]) in self.node_of):
             return func(*args, **kwargs)
         if torch._C._functorch.maybe_current_level() is not None:
@@ -482,7 +527,22 @@ class Recorder(TorchFunctionMode):
             and not self.leaf(name.name)
         ):
             return self._enter(func, args, kwargs)
-        return self.call(func, name, args, kwargs)
+        return self._without_gradients(self.call, func, name, args, kwargs)
+
+    def _without_gradients(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call without torch keeping what it would take to differentiate, which nothing needs."""
+        if self.within:
+            return function(*args)
+        self.within, self.enabled = True, torch.is_grad_enabled()
+        switched = self.enabled and not self.grad
+        if switched:
+            torch._C._set_grad_enabled(False)
+        try:
+            return function(*args)
+        finally:
+            self.within = False
+            if switched:
+                torch._C._set_grad_enabled(True)
 
     def _enter(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the body of a Python function of torch with its calls recorded."""
@@ -566,14 +626,17 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         if "generator" in kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k != "generator"}
+        target = _written(args, kwargs)
+        before = self.node_of.get(id(target)) if in_place else None
         if getattr(func, "__name__", "") == "__get__":
             node = self.append(getattr, (args[0], name.name), {})
         else:
             node = self.append(func, args, kwargs)
         if in_place:
             node.meta["in_place"] = True
+            if before is not None and before.meta.get("gradient", False):
+                node.meta["gradient"] = True  # what is written without gradients leaves it so
         self.enter_results(node, result, known, own)
-        target = _written(args, kwargs)
         if in_place and isinstance(result, Tensor) and isinstance(target, Tensor):
             # the program goes on with the tensor it wrote into, which may be a real parameter
             self.keep(target, node)
@@ -862,6 +925,37 @@ class Recorder(TorchFunctionMode):
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
 
+    @contextlib.contextmanager
+    def functions(self) -> Iterator[None]:
+        """Follow the calls of functions that bring their own gradient (``autograd.Function``)."""
+        original = vars(torch.autograd.Function)["apply"]
+        recorder = self
+
+        def apply(owner: Any, *args: Any, **kwargs: Any) -> Any:
+            kept = torch.is_grad_enabled()
+            recorder.differentiated += kept
+            try:
+                return original.__func__(owner, *args, **kwargs)
+            finally:
+                recorder.differentiated -= kept
+
+        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+    def outputs(self, tensors: Sequence[Tensor]) -> tuple[fx.Node, ...]:
+        """The nodes of the results."""
+        nodes = [self.node(t) for t in tensors]
+        reached = [n.meta.get("gradient", False) for n in nodes]
+        self.enabled = True
+        if True in reached:
+            return tuple(self._with_gradient(n) for n in nodes)
+        if None in reached:
+            self.notes["forward keeps no gradients: they are those that it would have"] = None
+        return tuple(nodes)
+
 
 class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Catches what reaches the dispatcher without a call of torch's Python API."""
@@ -879,7 +973,8 @@ class _Dispatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **(kwargs or {}))
         # code in C++ gets here while the other mode is on, which would answer for tensors
         with torch._C.DisableTorchFunction():
-            return self.recorder.dispatched(func, args, kwargs or {})
+            recorder = self.recorder
+            return recorder._without_gradients(recorder.dispatched, func, args, kwargs or {})
 
 
 # What is asked of a tensor and needs no recording. Methods and the getters of properties.
@@ -897,6 +992,7 @@ _WANTS_ELEMENTS = re.compile(
 _MEDIANS = {"rand": 0.5, "randn": 0.0}
 _IF_FINITE = {"isfinite": True, "isnan": False, "isinf": False}  # what they say of finite numbers
 _SUPPOSED_LIMIT = 2**26  # elements up to which something is supposed
+_DESCRIBING = frozenset(("val", "constant", "site"))
 _CHANGING = frozenset(("running_mean", "running_var", "num_batches_tracked"))
 _CHECKS = (
     "has_torch_function",
@@ -1040,7 +1136,8 @@ def record_forward(
     weight is read and none has to exist; the model's exceptions pass through. ``grad``: whether
     gradients can be taken in ``forward``.
     """
-    recorder = Recorder(model, device, leaf, sys._getframe(0))
+    recorder = Recorder(model, device, leaf, model.training, sys._getframe(0))
+    recorder.grad = grad
     names: list[str] = []
 
     def enter(name: str, tensor: Tensor) -> Tensor:
@@ -1060,7 +1157,7 @@ def record_forward(
         return given
 
     position_names = _parameter_names(model, len(args))
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad or recorder.trains):
         args = tuple(_replace(position_names[i], a, enter) for i, a in enumerate(args))
         kwargs = {k: _replace(k, v, enter) for k, v in kwargs.items()}
         with (
@@ -1068,6 +1165,7 @@ def record_forward(
             caches_emptied(model),
             _eager(),
             recorder.modules(),
+            recorder.functions(),
             _Dispatcher(recorder),
             recorder,
         ):
@@ -1081,7 +1179,7 @@ def record_forward(
                     problem._archlint_progress = len(recorder.graph.nodes)  # type: ignore[attr-defined]
                 raise
         outputs = [tensor for _, tensor in tensors_in(result)]
-        recorder.graph.output(tuple(recorder.node(t) for t in outputs))
+        recorder.graph.output(recorder.outputs(outputs))
     return Recording(
         recorder.graph,
         model,
