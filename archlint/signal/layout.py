@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from archlint.signal.affine import multiplied_matrices
 from archlint.signal.elementwise import joined
@@ -85,24 +86,60 @@ def _written(step: Step) -> Signal:
             return Signal(roles=x.roles)
     elif reduction != "none":
         return Signal(roles=x.roles)
-    share, once = _places(step)
-    if share is None or (adds and not once):
+    written, once = _places(step)
+    if written is None or (adds and not once):
         alike = joined(x, new)
         return Signal(roles=x.roles) if adds else alike.but(roles=x.roles, odd_in=())
+    share = float(written.mean())
     if share in (0.0, 1.0):
         return (new if share else x).but(roles=x.roles, profile={}, parts=())
     if None in (x.mean, x.second_moment, new.mean, new.second_moment):
         return Signal(roles=x.roles)
-    return Signal(
+    result = Signal(
         (1 - share) * (x.mean or 0.0) + share * (new.mean or 0.0),
         (1 - share) * (x.second_moment or 0.0) + share * (new.second_moment or 0.0),
         roles=x.roles,
     )
+    same = len(step.shape(1 if put else 2) or ()) <= len(x.roles) - written.ndim  # in every place
+    return _between_written(x, new, result, written) if put and same else result
 
 
-def _places(step: Step) -> tuple[float | None, bool]:
-    """Which share of a tensor's elements is written, and whether each is at most once; None where
-    the places depend on data."""
+def _between_written(
+    x: Signal, new: Signal, result: Signal, written: npt.NDArray[np.bool_]
+) -> Signal:
+    """With what the places of one row that is written to some of them have in common: of two places
+    both, one or none is written."""
+    roles = x.roles[: written.ndim]
+    if not set(roles) <= {"sample", "position"} or {"sample", "position"} & {
+        *x.roles[written.ndim :]
+    }:
+        return result
+    order = sorted(range(written.ndim), key=lambda a: roles[a] == "position")
+    count = math.prod(n for a, n in enumerate(written.shape) if roles[a] == "sample")
+    mask = written.transpose(order).reshape(count, -1).astype(np.float64)
+    rows, columns, total = mask.sum(1), mask.sum(0), mask.sum()
+    n, p = mask.shape
+    both = {  # places that are written both, and pairs, of each kind
+        "position_correlation": ((rows**2).sum() - total, n * p * (p - 1), x.position_correlation),
+        "sample_correlation": ((columns**2).sum() - total, p * n * (n - 1), x.sample_correlation),
+        "cross_correlation": (total**2 - (rows**2).sum() - (columns**2).sum() + total,
+                              n * p * (n - 1) * (p - 1), x.apart),
+    }  # fmt: skip
+    share, found = float(mask.mean()), {}
+    for name, (met, pairs, correlation) in both.items():
+        if correlation is None or not pairs:
+            continue
+        two = float(met) / pairs
+        joint = ((1 - 2 * share + two) * correlation * (x.second_moment or 0.0)
+                 + two * (new.second_moment or 0.0)
+                 + 2 * (share - two) * (x.mean or 0.0) * (new.mean or 0.0))  # fmt: skip
+        found[name] = correlated(joint, result.second_moment or 0.0)
+    return result.but(**found)
+
+
+def _places(step: Step) -> tuple[npt.NDArray[np.bool_] | None, bool]:
+    """Which elements of a tensor's first axes are written, and whether each is at most once; None
+    where the places depend on data."""
     shape = step.shape(0)
     if shape is None or None in shape:
         return None, False
@@ -123,7 +160,7 @@ def _places(step: Step) -> tuple[float | None, bool]:
     elif any(index.dtype.kind == "b" for index in indices):
         if len(indices) > 1:
             return None, False
-        return float(indices[0].mean()), True
+        return indices[0].astype(np.bool_), True
     lead = sizes[: len(indices)]
     try:
         places = np.ravel_multi_index(
@@ -131,8 +168,9 @@ def _places(step: Step) -> tuple[float | None, bool]:
         ).reshape(-1)
     except ValueError:
         return None, False
-    different = np.unique(places).size
-    return different / math.prod(lead), different == places.size
+    written = np.zeros(math.prod(lead), np.bool_)
+    written[places] = True
+    return written.reshape(lead), int(written.sum()) == places.size
 
 
 def regrouped(made: Sequence[Factors], after: Sequence[int]) -> tuple[Factors, ...] | None:

@@ -132,6 +132,7 @@ def _excited(n: Any, h: Tensor) -> Tensor:
 
 
 IMAGE, ROW, TOKENS = (4, 3, 16, 16), (4, 48), (4, 24, 48)
+STEPS = torch.arange(96).reshape(4, 24) % 7 < torch.tensor([2, 3, 2, 4])[:, None]  # of TOKENS
 CASES = [
     _case("linear", ROW, lambda n, x: n.a(x), a=lambda: nn.Linear(48, 64)),
     _case("two linear", ROW, lambda n, x: n.b(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 64),
@@ -263,6 +264,13 @@ CASES = [
           pairs=0.05),
     _case("attention sharp", TOKENS, lambda n, x: _attend(n, x, scale=1.2), stem=_tokens,
           qkv=lambda: nn.Linear(96, 288), slack=0.04),
+    _case("steps masked by one vector", TOKENS, lambda n, x: torch.relu(n.a(x)).index_put(
+        (STEPS,), n.b.bias), a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(1, 64), slack=0.02),
+    _case("maximum side by side", IMAGE, lambda n, x: F.max_pool2d(torch.cat([torch.relu(n.a(
+        x)), torch.tanh(n.b(x))], 1), 3, 1, 1), a=lambda: nn.Conv2d(3, 12, 1),
+          b=lambda: nn.Conv2d(3, 20, 1), slack=0.04, pairs=0.06),
+    _case("maximum of maxima", IMAGE, lambda n, x: F.max_pool2d(F.max_pool2d(torch.relu(n.a(
+        x)), 3, 2, 1), 3, 1, 1), a=lambda: nn.Conv2d(3, 24, 1), slack=0.04, pairs=0.08),
     _case("softmax spelled", TOKENS, lambda n, x: n.a(x).softmax(-1) @ n.b(x),
           a=lambda: nn.Linear(48, 24), b=lambda: nn.Linear(48, 64), slack=0.02),
     _case("einsum", TOKENS, lambda n, x: torch.einsum("btc,bsc->bts", n.a(x), n.b(x)),
