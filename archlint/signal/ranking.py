@@ -13,6 +13,7 @@ from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import attribute
@@ -34,11 +35,40 @@ def _sorted_normals(n: int) -> Floats:
     return np.asarray(-np.sort(-z / z.std(), axis=1), np.float64)
 
 
+class Groups(NamedTuple):
+    """Only the ``chosen`` of ``total`` groups may be picked from, those whose ``best`` scores have
+    the greatest sum (DeepSeek-V2 and V3)."""
+
+    total: int
+    chosen: int
+    best: int
+
+
+@lru_cache(maxsize=64)
+def _places(n: int, k: int, groups: Groups | None) -> npt.NDArray[np.int64]:
+    """Where the k greatest that may be picked stand in rows of sorted normals."""
+    z = _sorted_normals(n)
+    if groups is None or groups.chosen == groups.total:
+        return np.broadcast_to(np.arange(k), (len(z), k))
+    group = np.random.default_rng(n).permuted(
+        np.broadcast_to(np.arange(n) % groups.total, z.shape), axis=1
+    )
+    member = group[:, :, None] == np.arange(groups.total)
+    among_best = member & (member.cumsum(1) <= groups.best)
+    sums = (among_best * z[:, :, None]).sum(1)
+    allowed = np.zeros(sums.shape, bool)
+    greatest = np.argpartition(-sums, groups.chosen - 1, axis=1)[:, : groups.chosen]
+    np.put_along_axis(allowed, greatest, True, axis=1)
+    free = np.take_along_axis(allowed, group, axis=1)
+    return np.argsort(~free, axis=1, kind="stable")[:, :k]
+
+
 class Scores(NamedTuple):
     """A value as a rising function of normal ``logits``, row by row over n of them."""
 
     logits: str
     function: Callable[[Floats], Floats]
+    groups: Groups | None
 
 
 class Picked(NamedTuple):
@@ -73,15 +103,16 @@ def picked(step: Step, value: str | None) -> Picked | None:
         return None
     deviation = math.sqrt(max(logits.second_moment - logits.mean**2, 0.0))
     values = scores.function(logits.mean + deviation * _sorted_normals(n))
-    greatest = bool(attribute(chosen.op, chosen.attributes, "largest"))
-    return Picked(values[:, :k] if greatest else values[:, -k:], logits)
+    if not attribute(chosen.op, chosen.attributes, "largest"):
+        return Picked(values[:, -k:], logits) if order.groups is None else None
+    return Picked(np.take_along_axis(values, _places(n, k, order.groups), 1), logits)
 
 
 def chooser(graph: LayerGraph, node: Node) -> Node | None:
     """The top-k that a node is, or whose places it gathers elements at."""
     if node.op == "topk":
         return node
-    if node.op != "gather_elements":
+    if node.op not in ("gather_elements", "scatter_elements"):
         return None
     before = graph.producer.get(node.inputs[1] or "")
     while before is not None and before.op in ("identity", "cast"):
@@ -98,6 +129,7 @@ def _scores(
 ) -> Scores | None:
     """A value as a rising function of what was not made by such a one."""
     functions: list[Callable[[Floats], Floats]] = []
+    groups: Groups | None = None
     while (node := graph.producer.get(value or "")) is not None:
         if node.op in ("identity", "cast"):
             value = node.inputs[0]
@@ -107,11 +139,35 @@ def _scores(
         elif node.op in _RISING and (phi := activation(node.op, node.attributes)) is not None:
             functions.append(phi.function)
             value = node.inputs[0]
+        elif node.op == "masked_fill" and (found := _groups(graph, node.inputs[1])) is not None:
+            groups, value = found, node.inputs[0]
         elif node.op == "add" and (left := _beside_zeros(signals, node)) is not None:
             value = left
         else:
             break
-    return None if value is None else Scores(value, lambda z: reduce(_applied, functions[::-1], z))
+    if value is None:
+        return None
+    return Scores(value, lambda z: reduce(_applied, functions[::-1], z), groups)
+
+
+_FOLDS = frozenset({"bitwise_not", "logical_not", "cast", "reshape", "expand", "identity"})
+
+
+def _groups(graph: LayerGraph, mask: str | None) -> Groups | None:
+    """The groups that a mask leaves, where it was written at the places of a top-k over groups."""
+    node = graph.producer.get(mask or "")
+    while node is not None and node.op in _FOLDS:
+        node = graph.producer.get(node.inputs[0] or "")
+    chosen = chooser(graph, node) if node is not None and node.op == "scatter_elements" else None
+    score = graph.producer.get(chosen.inputs[0] or "") if chosen is not None else None
+    if chosen is None or score is None:
+        return None
+    count, k = known_size(graph.shape(chosen.inputs[0]), (-1,)), _count(graph, chosen)
+    inner = graph.producer.get(score.inputs[0] or "") if score.op == "reduce_sum" else None
+    best = 1 if score.op == "reduce_max" else _count(graph, inner) if inner is not None else None
+    if count is None or k is None or best is None or (inner is not None and inner.op != "topk"):
+        return None
+    return Groups(count, k, best)
 
 
 def _applied(z: Floats, f: Callable[[Floats], Floats]) -> Floats:

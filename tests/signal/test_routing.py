@@ -50,7 +50,10 @@ def test_weights_of_a_router(
 ) -> None:
     if share and score not in (_softmax, torch.sigmoid):
         pytest.skip("logits have no share of a sum")
-    build = lambda: Router(score, k, share, gather)  # noqa: E731
+    _agrees(lambda: Router(score, k, share, gather))
+
+
+def _agrees(build: Callable[[], nn.Module]) -> None:
     graph = load_torch(build, {"x": ((TOKENS, WIDTH), None)})
     signal = analyse(graph).signal(graph.outputs[0])
     means, squares = [], []
@@ -64,6 +67,25 @@ def test_weights_of_a_router(
         centre = torch.tensor(drawn, dtype=torch.float64)
         noise = float(centre.std()) / math.sqrt(DRAWS)
         assert abs(predicted - float(centre.mean())) <= 4 * noise + 0.01 * float(centre.mean())
+
+
+class Grouped(Router):
+    """From two of four groups, by the sum of the two best scores of each, as DeepSeek-V3 picks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.score(self.gate(x))
+        best = scores.view(-1, 4, N // 4).topk(2, -1)[0].sum(-1)
+        mask = torch.zeros_like(best).scatter_(1, best.topk(2, -1, sorted=False)[1], 1)
+        mask = mask.unsqueeze(-1).expand(-1, 4, N // 4).reshape(-1, N)
+        at = scores.masked_fill(~mask.bool(), 0.0).topk(self.k, -1, sorted=False)[1]
+        weights = scores.gather(1, at)
+        return weights / weights.sum(-1, keepdim=True) if self.share else weights
+
+
+@pytest.mark.parametrize("k", [3, 6])
+@pytest.mark.parametrize("share", [False, True])
+def test_weights_within_groups(share: bool, k: int) -> None:
+    _agrees(lambda: Grouped(torch.sigmoid, k, share, True))
 
 
 def test_picking_at_the_places_of_other_scores_is_not_known() -> None:
