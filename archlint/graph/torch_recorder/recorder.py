@@ -21,6 +21,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import is_
 from types import FunctionType
 from typing import Any, Literal
 
@@ -341,9 +342,10 @@ class Recorder(TorchFunctionMode):
             return tensor
         found = self.twins.get(id(tensor))
         if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
-            found = torch.empty_strided(
-                tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
-            )
+            with torch._C._DisableTorchDispatch():  # no call of the program
+                found = torch.empty_strided(
+                    tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
+                )
             self.twins[id(tensor)] = found
             self.kept += [tensor, found]
         return found
@@ -706,7 +708,7 @@ class Recorder(TorchFunctionMode):
             return self.known[id(value)].item() if one and self._knows(value) else value
 
         rest: Any = (args[1:], kwargs)
-        if any(isinstance(v, Tensor) for v in pytree.tree_leaves(rest)):
+        if tensors_of(*rest):
             rest = pytree.tree_map_only(Tensor, number, rest)
         return (*args[:1], *rest[0]), rest[1]
 
@@ -1102,7 +1104,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return len(a) == len(b) and all(k in b and b[k] is v for k, v in a.items())
+    return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def mapped(args: Any, kwargs: Any, function: Callable[[Tensor], Any]) -> tuple[A
     return tuple([of(a) for a in args]), {k: of(v) for k, v in kwargs.items()}
 
 
-_SCALARS = (int, float, str, type(None), torch.dtype, torch.device, torch.Size)
+_SCALARS = (*_NUMBERS, *_WORDS, torch.Size, slice)
 
 
 def _spec(tensor: Tensor) -> Spec:
