@@ -23,17 +23,19 @@ _MADE: dict[Callable[..., Any], Any] = {
     torch.zeros: _aten.zeros.default,
     torch.ones: _aten.ones.default,
 }
-_CHANGED: dict[Callable[..., Any], Any] = {
+_FILLED: dict[Callable[..., Any], Any] = {
     Tensor.zero_: _aten.zero_.default,
     Tensor.fill_: _aten.fill_.Scalar,
     Tensor.normal_: _aten.normal_.default,
     Tensor.uniform_: _aten.uniform_.default,
+}
+_SCALED: dict[Callable[..., Any], Any] = {
     Tensor.erfinv_: _aten.erfinv_.default,
     Tensor.mul_: _aten.mul_.Tensor,
     Tensor.add_: _aten.add_.Tensor,
     Tensor.clamp_: _aten.clamp_.default,
 }
-_FUNCTIONS = frozenset((*_MADE, *_CHANGED, torch.tensor))
+_FUNCTIONS = frozenset((*_MADE, *_FILLED, *_SCALED, torch.tensor))
 _OPTIONS = frozenset(("dtype", "device"))
 _PLAIN = (Tensor, nn.Parameter)
 _NUMBERS = (int, float)
@@ -49,14 +51,16 @@ def watched(watcher: Watcher, func: Any, args: Any, kwargs: dict[str, Any]) -> T
         or torch.is_inference_mode_enabled()
     ):
         return None
-    if func in _CHANGED:
-        call = _changing(_CHANGED[func], args, kwargs)
+    if func in _FILLED:
+        call = _changing(func, _FILLED[func], args, kwargs)
+    elif func in _SCALED:  # whose operator is looked at
+        call = _changing(_SCALED[func], _SCALED[func], args, kwargs)
     elif kwargs.keys() - _OPTIONS:
         return None
     elif func is torch.tensor:
         return _number(watcher, args, kwargs)
     else:
-        call = _making(_MADE[func], args, kwargs)
+        call = _making(func, _MADE[func], args, kwargs)
     if call is None:
         return None
     with torch._C._DisableTorchDispatch():
@@ -64,7 +68,7 @@ def watched(watcher: Watcher, func: Any, args: Any, kwargs: dict[str, Any]) -> T
     return result
 
 
-def _changing(func: Any, args: Any, kwargs: dict[str, Any]) -> Call | None:
+def _changing(func: Any, overload: Any, args: Any, kwargs: dict[str, Any]) -> Call | None:
     """A call in place with numbers alone."""
     target = args[0]
     if type(target) not in _PLAIN or target.layout is not torch.strided:
@@ -76,10 +80,10 @@ def _changing(func: Any, args: Any, kwargs: dict[str, Any]) -> Call | None:
     for value in (*args[1:], *kwargs.values()):
         if type(value) not in _NUMBERS:
             return None
-    return Call(func, operator(func), args, kwargs)
+    return Call(func, operator(overload), args, kwargs)
 
 
-def _making(func: Any, args: Any, kwargs: dict[str, Any]) -> Call | None:
+def _making(func: Any, overload: Any, args: Any, kwargs: dict[str, Any]) -> Call | None:
     """A new tensor of a size."""
     size = args[0] if len(args) == 1 and type(args[0]) is not int else args
     if not isinstance(size, tuple | list):
@@ -87,7 +91,7 @@ def _making(func: Any, args: Any, kwargs: dict[str, Any]) -> Call | None:
     for n in size:
         if type(n) is not int:
             return None
-    return Call(func, operator(func), (size,), kwargs)
+    return Call(func, operator(overload), (size,), kwargs)
 
 
 def _number(watcher: Watcher, args: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -344,6 +344,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _QUESTIONS:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":
             owner = getattr(func, "__self__", None)
@@ -379,6 +381,7 @@ class _Functions(TorchFunctionMode):
         return copy
 
 
+_QUESTIONS = frozenset((torch._C._set_grad_enabled, Tensor.dim, Tensor.size, Tensor.numel))
 _DEVICE: Any = Tensor.device
 _IS_META: Any = Tensor.is_meta
 _DATA: Any = Tensor.data

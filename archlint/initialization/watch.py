@@ -410,10 +410,9 @@ def law_of_elements(elements: Tensor) -> Law:
     if elements.numel() == 0 or elements.is_complex():
         return unknown("no real elements")
     array = elements.detach().to(torch.float64).numpy().reshape(-1)
-    low, high = float(array.min()), float(array.max())
-    if low == high:
-        return constant(low)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if bool((array == array[0]).all()):
+        return constant(float(array[0]))
+    if not np.isfinite(array).all():
         return unknown("elements that are not finite")
     square = array * array
     raw = (float(array.mean()), float(square.mean()), float((square * array).mean()),
@@ -447,7 +446,8 @@ def _made(watcher: Watcher, call: Call) -> Any:
         return _opaque(watcher, call)
     if call.op.written:  # an out= variant
         return _made_in_place(watcher, call)
-    kwargs = {k: v for k, v in call.kwargs.items() if k != "pin_memory"}
+    kwargs = {**call.kwargs, "device": "meta"}
+    kwargs.pop("pin_memory", None)
     if "generator" in kwargs:  # one of the CPU does not fit; some overloads ask for the argument
         kwargs["generator"] = None
     shape_only: Any = None
@@ -455,7 +455,7 @@ def _made(watcher: Watcher, call: Call) -> Any:
         numel = math.prod(call.args[0])
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
     else:
-        shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
+        shape_only = call.func(*call.args, **kwargs)
         numel, dtype = shape_only.numel(), shape_only.dtype
     if name in _TABLES:
         room = watcher.computed
@@ -463,13 +463,11 @@ def _made(watcher: Watcher, call: Call) -> Any:
         whole = not (dtype.is_floating_point or dtype.is_complex)
         room = watcher.filled if name in _FILLED or whole else watcher.limit
     if numel <= room:
-        kwargs = {**call.kwargs, "device": "cpu"}
-        kwargs.pop("pin_memory", None)
-        result = call.func(*call.args, **kwargs)
+        if "generator" in kwargs:
+            kwargs["generator"] = call.kwargs["generator"]
+        result = call.func(*call.args, **{**kwargs, "device": "cpu"})
     else:
-        if shape_only is None:
-            shape_only = call.func(*call.args, **{**kwargs, "device": "meta"})
-        result = shape_only
+        result = call.func(*call.args, **kwargs) if shape_only is None else shape_only
         watcher.unallocated += numel
     real = numel <= room and (name in _FILLED or name in _TABLES)
     piece = Piece(None if real else _law_made(call, numel), watcher.event(name))
@@ -524,18 +522,18 @@ def _diagonal(ones: int, numel: int, family: Any) -> Law:
 def _fill(watcher: Watcher, call: Call, law: Law, text: str) -> Any:
     """Fill a tensor in place."""
     target = call.target
-    watcher.known(target)
+    storage = watcher.known(target)
     event = watcher.event(text, True)
-    if target.device.type == "meta":
+    if target.is_meta:
         result: Any = target
     elif target.numel() <= max(watcher.limit, SMALL) or law.is_constant:
         # what is not drawn for real has no elements worth looking at
         result = call.func(*call.args, **call.kwargs)
-        if target.numel() == watcher.known(target).numel:
-            watcher.known(target).stale = False
+        if target.numel() == storage.numel:
+            storage.stale = False
     else:
-        watcher.known(target).stale = True
-        watcher.known(target).real = False
+        storage.stale = True
+        storage.real = False
         result = target
     watcher.write(target, one(Piece(law, event)))
     return result
