@@ -21,7 +21,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import is_
+from operator import eq, is_
 from types import FunctionType
 from typing import Any, Literal
 
@@ -1104,7 +1104,8 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
+    alike = len(a) == len(b) and all(map(eq, a.keys(), b.keys()))
+    return alike and all(map(is_, a.values(), b.values()))
 
 
 @contextlib.contextmanager
