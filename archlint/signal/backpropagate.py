@@ -173,7 +173,9 @@ class _Paths:
         node = step.node
         if node.op not in ("add", "sub", "mul") or not self.opened.isdisjoint(node.outputs):
             return False
-        if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1] or not dependent(step):
+        if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1]:
+            return False
+        if not dependent(step) or not step.depend(0, 1):  # of a mean each gets next to nothing
             return False
         if node.op != "mul" and not cross_terms(step):
             return False

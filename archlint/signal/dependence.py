@@ -19,6 +19,9 @@ from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Signal
 _ELEMENTWISE = frozenset(
     {"activation", "arithmetic", "layout", "random", "normalisation", "softmax"}
 )
+# Ops that give means, or sums, of which an element is one of the terms.
+MEANS = frozenset({"reduce_mean", "reduce_sum", "avg_pool", "adaptive_avg_pool"})
+_FAINT = 0.02  # the share of a mean's square in the square of an element that is left out
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
 _FEW = 24  # sets that are compared before their names are
 _MOST_STEPS = 2_000_000  # in all, back from sums to their weights
@@ -100,6 +103,7 @@ class Dependence:
     def __init__(self, graph: LayerGraph) -> None:
         self.graph = graph
         self._sources: dict[str, Sources] = {}
+        self._means: dict[str, Sources] = {}  # what a value's elements are functions of means of
         self._seen: dict[object, Node] = {}
         self._steps = 0
         self._same: dict[str, str] = {}  # value -> the first that is computed in the same way
@@ -116,6 +120,15 @@ class Dependence:
         """Whether two values have a source in common; ``whole``: whichever its features."""
         return self.sources(a).meets(self.sources(b), whole)
 
+    def by_means(self, a: str, b: str) -> bool:
+        """Whether one of two values is made of means of what the other is made of, or of means
+        of the same."""
+        one, two = self._means.get(a), self._means.get(b)
+        return (
+            (one is not None and one.meets(self.sources(b), whole=True))
+            or (two is not None and two.meets(self.sources(a), whole=True))
+        )  # fmt: skip
+
     def place(self, value: str) -> int:
         """Where in execution order a value is made; −1 before all."""
         node = self.graph.producer.get(value)
@@ -129,13 +142,20 @@ class Dependence:
             for out, other in zip(node.outputs, before.outputs, strict=True):
                 self._sources[out] = self.sources(other)
                 self._same[out] = other
+                if other in self._means:
+                    self._means[out] = self._means[other]
             return
+        if node.op in MEANS:
+            self._follow_mean(node, signals)
         first = node.inputs[0] if node.inputs else None
         if first is None or kind not in _ELEMENTWISE:
             return
         found = [self.sources(v) for v in _computed(self.graph, node)]
         if not found:
             return
+        means = [self._means[v] for v in _computed(self.graph, node) if v in self._means]
+        if means:
+            self._means.update((out, Sources.union(means)) for out in node.outputs)
         axes = _picked(node, signals.get(first, UNKNOWN_SIGNAL))
         for i, out in enumerate(node.outputs):
             if axes:  # parts that differ are different elements, equal ones the same
@@ -143,6 +163,18 @@ class Dependence:
                 self._sources[out] = Sources.union(found, part)
             else:
                 self._sources[out] = Sources.union(found)
+
+    def _follow_mean(self, node: Node, signals: Mapping[str, Signal]) -> None:
+        """Remember what a mean is of, where an element counts for something in it."""
+        value = node.inputs[0]
+        x, y = (signals.get(v or "", UNKNOWN_SIGNAL) for v in (value, node.output))
+        if value is None or not x.variance or y.variance is None or value in self.graph.static:
+            return
+        count = _size(self.graph, value) / max(_size(self.graph, node.output), 1)
+        size = y.variance / count**2 if node.op == "reduce_sum" else y.variance
+        if size > _FAINT * x.variance:
+            means = [self.sources(value), *([self._means[value]] if value in self._means else [])]
+            self._means[node.output] = Sources.union(means)
 
     def _repeats(self, node: Node, signals: Mapping[str, Signal]) -> Node | None:
         """An earlier node that computes the same of the same."""
@@ -214,6 +246,11 @@ class Dependence:
         if s.mean is None or s.second_moment is None:
             return None
         return s.mean if s.second_moment - s.mean**2 <= _EQUAL * s.second_moment else None
+
+
+def _size(graph: LayerGraph, value: str) -> int:
+    """The number of elements; 1 where it is not known."""
+    return graph.values[value].size or 1
 
 
 def _computed(graph: LayerGraph, node: Node) -> list[str]:

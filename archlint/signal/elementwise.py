@@ -113,9 +113,14 @@ def _glu(step: Step) -> Signal:
 
 
 def dependent(step: Step) -> bool:
-    """Whether the two inputs are functions, element by element, of one random tensor."""
-    return (step.depend(0, 1) and step.signal(0).sample_correlation != 1.0
-            and step.signal(1).sample_correlation != 1.0)  # fmt: skip
+    """Whether the two inputs are functions, element by element, of one random tensor, or one is
+    made of means of the other."""
+    a, b = step.value(0), step.value(1)
+    if a is None or b is None:
+        return False
+    if step.signal(0).sample_correlation == 1.0 or step.signal(1).sample_correlation == 1.0:
+        return False
+    return step.dependence.common(a, b) or step.dependence.by_means(a, b)
 
 
 def cross_terms(step: Step) -> bool:

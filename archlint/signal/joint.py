@@ -22,14 +22,18 @@ from archlint.graph.model import Node
 from archlint.graph.ops import attribute
 from archlint.signal.activations import activation
 from archlint.signal.arithmetic import added, broadcast, scaled
+from archlint.signal.dependence import MEANS
 from archlint.signal.gaussian import Floats, Function, hermite, nodes_and_weights
 from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Role, Signal
+from archlint.signal.normalisation import feature_mean_square
 from archlint.signal.parts import parts_profile, taken, weighted_mean
 from archlint.signal.transfer import Step, correlated
 
 _MOST_OPENED = 64  # nodes that are taken apart
 _MOST_TERMS = 48
-_FEWEST_FEATURES = 16  # over which a norm's mean and variance are what they are expected to be
+_FEWEST = 16  # elements over which a norm's mean and variance are what they are expected to be
+_FAINT = 0.1  # the share of its mean's square in the variance up to which a norm is such
+_NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})
 _PAIRS = ("position_correlation", "sample_correlation", "cross_correlation")
 Shape = tuple[int | None, ...]
 
@@ -123,7 +127,7 @@ def slopes(step: Step) -> Slopes | None:
     if expression is None or _is_linear(expression):
         return None
     found = algebra.edges()
-    if found is None:
+    if found is None or algebra.virtual:
         return None
     roots = {root for t in expression for root in t.factors}
     by_root = {r.value: algebra.slope(expression, r) for r in roots}
@@ -139,6 +143,9 @@ class _Algebra:
         self.step, self.place = step, place
         self.graph, self.dependence = step.graph, step.dependence
         self.opened = {place}
+        self.means: dict[Place, Expression] = {}  # what stands for a mean, and for what it is of
+        self.virtual: dict[Place, tuple[str, Signal]] = {}  # roots that are no value of the graph
+        self.fresh: set[Place] = set()  # those of them that nothing else has a part in
         self.several: tuple[Place, ...] = ()  # roots of a function that can have but one
 
     def signal(self) -> Signal | None:
@@ -158,6 +165,8 @@ class _Algebra:
             tied = self.several if expression is None else self._tied(expression)
             if expression is not None and not tied:
                 return expression
+            if len(tied) == 2 and self._told_apart(*tied):
+                continue
             # the later one is made of the other, if either is
             more = next((p for p in tied if self.children(p) is not None), None)
             if more is None:
@@ -221,6 +230,8 @@ class _Algebra:
 
     def _before(self, node: Node, place: Place) -> Place | None:
         value, axis, start, stop = place
+        if node.op == "expand" and axis < 0 and node.inputs[0] is not None:
+            return Place(node.inputs[0])
         if node.op in ("identity", "cast"):
             kinds = {self.graph.values[v].dtype for v in (value, node.inputs[0] or value)}
             real = all(k is not None and "float" in k for k in kinds)
@@ -268,11 +279,16 @@ class _Algebra:
     def children(self, place: Place) -> tuple[Place, ...] | None:
         """The operands of what makes a place, None where it is no function of single elements."""
         node = self.graph.producer.get(place.value)
+        if node is None or node.guard or not self._opens(node, place):
+            return None
         out = self.graph.shape(place.value)
-        if node is None or out is None or node.guard or not self._opens(node, place):
+        if out is None:
             return None
         found = []
-        for value in node.inputs:
+        inputs = list(node.inputs)
+        while inputs and inputs[-1] is None:  # such as a shift that is left out
+            inputs.pop()
+        for value in inputs:
             shape = self.graph.shape(value)
             if value is None or shape is None or len(shape) > len(out):
                 return None
@@ -284,27 +300,42 @@ class _Algebra:
         return tuple(found)
 
     def _opens(self, node: Node, place: Place) -> bool:
-        if node.op in ("layer_norm", "rms_norm"):
-            axes = attribute(node.op, node.attributes, "axes")
-            x = self.step.signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL)
-            shape = self.graph.shape(node.inputs[0])
-            if not isinstance(axes, tuple) or shape is None or len(x.roles) != len(shape):
-                return False
-            over = [int(str(a)) for a in axes]
-            features = math.prod(shape[a] or 0 for a in over)
-            return place.axis not in over and features >= _FEWEST_FEATURES and all(
-                x.roles[a] == "feature" for a in over)  # fmt: skip
+        if node.op in _NORMS:
+            return self._is_steady(node, place)
         if node.op in ("mul", "div", "add", "sub"):
             return len(node.inputs) == 2
         return node.op in ("neg", "pow", "square") or (
             len(node.inputs) == 1 and activation(node.op, node.attributes) is not None
         )
 
+    def _is_steady(self, node: Node, place: Place) -> bool:
+        """Whether a norm's mean and length are nearly what they are expected to be."""
+        x = self.step.signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL)
+        shape = self.graph.shape(node.inputs[0])
+        if shape is None or len(x.roles) != len(shape) or None in shape or not x.variance:
+            return False
+        if node.op == "group_norm":
+            over = list(range(1, len(shape)))
+            groups = int(str(attribute(node.op, node.attributes, "groups")))
+        else:
+            over, groups = list(_ints(attribute(node.op, node.attributes, "axes"))), 1
+        counts = [math.prod(shape[a] or 1 for a in over if x.roles[a] == role)
+                  for role in ("feature", "position", "sample")]  # fmt: skip
+        features, positions = counts[0] // groups, counts[1]
+        square = feature_mean_square(x, features, positions)
+        return (
+            place.axis not in over and counts[2] == 1 and features * positions >= _FEWEST
+            and square is not None and x.mean is not None
+            and square - x.mean**2 <= _FAINT * x.variance
+        )  # fmt: skip
+
     # ------------------------------------------------------------------ expressions
 
     def expression(self, place: Place) -> Expression | None:
         """A place by the roots below what is opened."""
         place = self.resolved(place)
+        if place in self.means:
+            return self.means[place]
         number = self.dependence.number(place.value, self.step.signals)
         if number is not None:
             return (Term(number, {}),)
@@ -339,7 +370,7 @@ class _Algebra:
             for _ in range(int(power) - 1):
                 found = None if found is None else self._product(found, first)
             return found
-        if node.op in ("layer_norm", "rms_norm"):
+        if node.op in _NORMS:
             return self._normalised(node, children[0], parts)
         phi = activation(node.op, node.attributes)
         return None if phi is None else self._of_one(first, phi.function, phi.derivative)
@@ -407,24 +438,49 @@ class _Algebra:
         if x.second_moment is None or x.mean is None or x.variance is None:
             return None
         eps = float(str(attribute(node.op, node.attributes, "eps")))
-        centred = node.op == "layer_norm"
+        centred = node.op != "rms_norm"
         size = x.variance if centred else x.second_moment
         if size + eps <= 0:
             return None
         y = self._sum(parts[0], (Term(-x.mean if centred else 0.0, {}),))
-        scaled_down: Expression | None = _times(y, 1 / math.sqrt(size + eps))
+        # a set of n elements is divided by its own length s: E[x y] = E s, which is less than √E s²
+        n = self._freedom(node, below) - (1 if centred else 0)
+        tie = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n / 2)
+        tie *= math.sqrt(n / (n + 1)) if centred else 1.0
+        rest = Place(f"{below.value} beside its norm at {node.id}")
+        self.fresh.add(rest)
+        left = max(1 - tie * tie, 0.0) * size / (size + eps)
+        self.virtual[rest] = (below.value, Signal(
+            0.0, left, x.position_correlation, x.sample_correlation, x.odd_in, 0, x.roles,
+            gaussian=True, cross_correlation=x.cross_correlation))  # fmt: skip
+        scaled_down: Expression | None = self._sum(
+            _times(y, tie / math.sqrt(size + eps)), (Term(1.0, {rest: None}),)
+        )
         if len(parts) > 1 and scaled_down is not None:
             scaled_down = self._product(scaled_down, parts[1])
         if len(parts) > 2 and scaled_down is not None:
             scaled_down = self._sum(scaled_down, parts[2])
         return scaled_down
 
+    def _freedom(self, node: Node, below: Place) -> float:
+        """How many independent elements a norm runs over."""
+        x, shape = self.signal_at(self.resolved(below)), self.graph.shape(node.output) or ()
+        over = range(1, len(shape)) if node.op == "group_norm" else _ints(
+            attribute(node.op, node.attributes, "axes"))  # fmt: skip
+        groups = attribute(node.op, node.attributes, "groups") if node.op == "group_norm" else 1
+        sizes = {role: math.prod(shape[a] or 1 for a in over if x.roles[a] == role)
+                 for role in ("feature", "position")}  # fmt: skip
+        c = max(x.position_correlation or 0.0, 0.0)
+        spots = sizes["position"] / (1 + (sizes["position"] - 1) * c * c)
+        return max(sizes["feature"] / int(str(groups)) * spots, 2.0)
+
     # ------------------------------------------------------------------ roots
 
     def signal_at(self, place: Place) -> Signal:
         """The signal of a place, broadcast to the shape of the whole."""
-        x = self.step.signals.get(place.value, UNKNOWN_SIGNAL)
-        shape, out = self.graph.shape(place.value), self.graph.shape(self.place.value)
+        value, x = self.virtual.get(place, (place.value, None))
+        x = self.step.signals.get(value, UNKNOWN_SIGNAL) if x is None else x
+        shape, out = self.graph.shape(value), self.graph.shape(self.place.value)
         if place.axis >= 0:
             x = taken(x, place.axis, range(place.start, place.stop))
         if shape is None or out is None:
@@ -460,7 +516,112 @@ class _Algebra:
         return self._points(root)[0] if own is None else own
 
     def _latest_first(self, roots: Iterable[Place]) -> tuple[Place, ...]:
-        return tuple(sorted(roots, key=lambda r: (-self.dependence.place(r.value), r)))
+        return tuple(sorted(roots, key=lambda r: (-self.dependence.place(self._base(r)), r)))
+
+    def _base(self, root: Place) -> str:
+        return self.virtual[root][0] if root in self.virtual else root.value
+
+    # ------------------------------------------------------------------ means
+
+    def _mean_of(self, place: Place) -> tuple[Place, float] | None:
+        """What a place is the mean of, times a number: elements of its own shape or copies."""
+        node = self.graph.producer.get(place.value)
+        if place.axis >= 0 or node is None or node.op not in MEANS or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+        shape, out = self.graph.shape(value), self.graph.shape(place.value)
+        if shape is None or out is None or len(shape) != len(out) or None in shape:
+            return None
+        same = all(n in (1, m) for n, m in zip(out, shape, strict=True))
+        whole = node.op in ("reduce_mean", "reduce_sum") or (
+            node.op == "adaptive_avg_pool" and math.prod(n or 1 for n in out[2:]) == 1)  # fmt: skip
+        if node.op == "avg_pool":
+            whole = out == shape and not (
+                attribute("avg_pool", node.attributes, "count_padding")
+                and any(_ints(node.attributes["padding"]))
+            )
+        if not same or not whole:
+            return None
+        count = math.prod(n or 1 for n in shape) / max(math.prod(n or 1 for n in out), 1)
+        return Place(value), count if node.op == "reduce_sum" else 1.0
+
+    def _told_apart(self, a: Place, b: Place) -> bool:
+        """Write a root x as its mean m and what is left of it, x = m + (x − m) with E m(x − m) = 0
+        (independent for a normal x), and a mean of c·x + t as c·m + t."""
+        for one, mean in ((a, b), (b, a)):
+            found = self._mean_of(mean)
+            if found is None or one in self.virtual or mean in self.virtual or one in self.means:
+                continue
+            line = self._line(found[0], one)
+            x, m = self.signal_at(one), self.signal_at(mean)
+            if line is None or x.second_moment is None or m.second_moment is None:
+                continue
+            slope, shift = line[0] * found[1], line[1] * found[1]
+            if slope == 0.0 or x.mean is None or m.mean is None:
+                continue
+            inner = added(m, Signal(shift, shift**2, 1.0, 1.0, cross_correlation=1.0), -1.0)
+            inner = scaled(inner, 1 / slope).but(gaussian=x.gaussian, odd_in=x.odd_in)
+            rest = self._rest(x, inner)
+            if rest is None:
+                continue
+            centre = Place(f"{one.value} in the mean {mean.value}")
+            beside = Place(f"{one.value} beside the mean {mean.value}")
+            self.virtual[centre] = (mean.value, inner)
+            self.virtual[beside] = (one.value, rest)
+            self.means[one] = (Term(1.0, {centre: None}), Term(1.0, {beside: None}))
+            self.means[mean] = (Term(slope, {centre: None}), Term(shift, {}))
+            return True
+        return False
+
+    def _line(self, place: Place, root: Place) -> tuple[float, float] | None:
+        """(c, t) of what is c·root + t, opening what is between; None for anything else."""
+        before = set(self.opened)
+        for _ in range(_MOST_OPENED):
+            expression = self.expression(place)
+            roots = {r for t in expression or () for r in t.factors}
+            if expression is not None and roots - self.fresh == {root} and _is_linear(expression):
+                slope = sum(t.number for t in expression if root in t.factors)
+                return slope, sum(t.number for t in expression if not t.factors)
+            more = next(
+                (
+                    p
+                    for p in self._latest_first(roots)
+                    if p != root and p not in self.opened and self.children(p)
+                ),
+                None,
+            )
+            if more is None:
+                break
+            self.opened.add(more)
+        self.opened = before
+        return None
+
+    def _rest(self, x: Signal, m: Signal) -> Signal | None:
+        """x − m: what two elements have in common is what those of x have less those of m."""
+        q = (x.second_moment or 0.0) - (m.second_moment or 0.0)
+        if q < -1e-9 * (x.second_moment or 0.0):
+            return None
+        q = max(q, 0.0)
+
+        def less(name: str) -> float | None:
+            c, d = (y.apart if name == "cross_correlation" else getattr(y, name) for y in (x, m))
+            if c is None or d is None:
+                return None
+            return correlated(c * (x.second_moment or 0.0) - d * (m.second_moment or 0.0), q)
+
+        return Signal(0.0, q, None, None, x.odd_in, 0, x.roles, gaussian=x.gaussian).but(
+            **{name: less(name) for name in _PAIRS})  # fmt: skip
+
+    def _share(self, a: Place, b: Place, by_means: bool) -> bool:
+        """Whether two roots have a source in common, or one a mean of a source of the other."""
+        one, two = self._base(a), self._base(b)
+        if {a, b} & self.fresh or (a in self.virtual and b in self.virtual):  # told apart
+            return False
+        if by_means:
+            return one != two and self.dependence.by_means(one, two)
+        if one == two:
+            return not self._other_features(a, b)
+        return self.dependence.common(one, two, a.axis >= 0 or b.axis >= 0)
 
     def _tied(self, expression: Expression) -> tuple[Place, ...]:
         """Roots, latest first, that the expression does not stand for as long as they are not
@@ -470,17 +631,17 @@ class _Algebra:
                  if len(t.factors) == 1 and f is None}  # fmt: skip
         other = {r for t in expression for r, f in t.factors.items()
                  if len(t.factors) > 1 or f is not None}  # fmt: skip
-        for a, b in combinations(roots, 2):
-            some = a.axis >= 0 or b.axis >= 0
-            if a.value != b.value:
-                tied = self.dependence.common(a.value, b.value, some)
-            else:
-                tied = not self._other_features(a, b)
-            if not tied:
-                continue
-            linear = {a, b} <= alone and not {a, b} & other
-            if not linear or not self.dependence.separated(a.value, b.value, self.step.signals):
-                return a, b
+        for by_means in (
+            False,
+            True,
+        ):  # what a mean is of is told from it once no two else are tied
+            for a, b in combinations(roots, 2):
+                one, two = self._base(a), self._base(b)
+                if not self._share(a, b, by_means):
+                    continue
+                linear = {a, b} <= alone and not {a, b} & other
+                if not linear or not self.dependence.separated(one, two, self.step.signals):
+                    return a, b
         for root in roots:
             inside = any(t.factors.get(root) is not None for t in expression)
             if inside and not self.signal_at(root).gaussian:
@@ -612,6 +773,10 @@ def _times(x: Expression, number: float) -> Expression:
 def _is_linear(x: Expression) -> bool:
     """Whether an expression is a sum of numbers times roots."""
     return all(len(t.factors) <= 1 and all(f is None for f in t.factors.values()) for t in x)
+
+
+def _ints(value: object) -> tuple[int, ...]:
+    return tuple(int(str(n)) for n in value) if isinstance(value, tuple) else ()
 
 
 def _constant(x: Expression) -> float | None:

@@ -108,7 +108,7 @@ def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:
                   )  # fmt: skip
 
 
-def _feature_mean_square(x: Signal, features: int, positions: int) -> float | None:
+def feature_mean_square(x: Signal, features: int, positions: int) -> float | None:
     """E of the squared mean over ``features`` × ``positions`` elements of one sample."""
     if x.second_moment is None or x.mean is None:
         return None
@@ -187,7 +187,7 @@ def _over(step: Step, features: int, positions: int, axes: Sequence[int]) -> Sig
     x = evened(step.signal(0), axes)
     if step.value(0) in step.graph.static:
         features, positions = 1, features * positions
-    square = _feature_mean_square(x, features, positions)
+    square = feature_mean_square(x, features, positions)
     if square is None:
         return Signal(roles=x.roles)
     centres = _centres(x, features, positions, square)

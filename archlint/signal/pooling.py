@@ -24,7 +24,7 @@ from archlint.signal.transfer import (
 )
 
 
-def averaged(x: Signal, count: int, correlation: float | None) -> Signal:
+def averaged(x: Signal, count: float, correlation: float | None) -> Signal:
     """The mean of ``count`` elements with a common pairwise correlation:
     E ȳ² = E x²·(1 + (count − 1)c)/count."""
     if x.second_moment is None or correlation is None:
@@ -50,12 +50,15 @@ def _avg_pool(step: Step) -> Signal:
     if count == 1:
         return x
     result = averaged(x, count, x.position_correlation)
-    if (not step.attribute("count_padding") or not any(step.ints("padding"))
-            or result.second_moment is None):  # fmt: skip
+    if not any(step.ints("padding")) or result.second_moment is None:
         return result
     spans = _spans(step.graph, step.node)
     if spans is None:
         return UNKNOWN_SIGNAL
+    if not step.attribute("count_padding"):  # a mean over fewer at the border
+        fewer = math.prod(sum(1 / max(b - a, 1) for a, b in axis) / max(len(axis), 1)
+                          for axis in spans)  # fmt: skip
+        return averaged(x, 1 / fewer, x.position_correlation) if fewer > 0 else result
     covered = _elements(spans) / count
     return result.but(
         mean=None if result.mean is None else result.mean * covered,

@@ -71,7 +71,9 @@ def spread_out(step: Back, g: Gradient, first: int, taps: Sequence[Taps]) -> Gra
     between = (whole / (before * second) - 1) / (before - 1) if before > 1 else 0.0
     between = min(max(between, -1.0), 1.0)
     along = tuple(between if first <= a < first + len(taps) else d for a, d in enumerate(g.along))
-    origin = {s: v * same for s, v in g.origin.items()} if square else step.source(0)
+    origin = step.source(0)
+    if square:
+        origin |= {s: v * same for s, v in g.origin.items()}
     return Gradient(second, along, profile, origin=origin)
 
 
