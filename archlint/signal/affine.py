@@ -396,7 +396,7 @@ def _matmul(step: Step) -> Signal:
     """Σ_i a_i b_i over the last axis of a, the last but one of b (:func:`contracted`)."""
     a, b = step.signal(0), step.signal(1)
     shape, other, out = step.shape(0), step.shape(1), step.out_shape()
-    if shape is None or other is None or out is None or not shape:
+    if shape is None or other is None or out is None or not shape or step.depend(0, 1):
         return UNKNOWN_SIGNAL
     return multiplied_matrices(a, b, shape, other, len(out))
 
@@ -586,7 +586,7 @@ def contracted(
 @transfers("einsum")
 def _einsum(step: Step) -> Signal:
     """Two operands: a sum over the letters that the output lacks (:func:`contracted`)."""
-    if len(step.node.inputs) != 2 or "." in str(step.attribute("equation")):
+    if len(step.node.inputs) != 2 or "." in str(step.attribute("equation")) or step.depend(0, 1):
         return UNKNOWN_SIGNAL
     left, _, right = str(step.attribute("equation")).replace(" ", "").partition("->")
     terms = left.split(",")

@@ -171,6 +171,8 @@ class _Paths:
     def meet(self, step: Back) -> bool:
         """Whether paths meet in a node in a way that cannot be followed; finds those that can."""
         node = step.node
+        if node.op in ("matmul", "einsum") and len(node.inputs) == 2:
+            return step.depend(0, 1)
         if node.op not in ("add", "sub", "mul") or not self.opened.isdisjoint(node.outputs):
             return False
         if len(node.inputs) != 2 or node.inputs[0] == node.inputs[1]:

@@ -125,9 +125,24 @@ class Dependence:
         of the same."""
         one, two = self._means.get(a), self._means.get(b)
         return (
-            (one is not None and one.meets(self.sources(b), whole=True))
-            or (two is not None and two.meets(self.sources(a), whole=True))
+            (one is not None and one.meets(self.sources(b)))
+            or (two is not None and two.meets(self.sources(a)))
         )  # fmt: skip
+
+    def chosen_by(self, value: str, index: str) -> bool:
+        """Whether places in a value are told by what it is a function of, as by its own maximum."""
+        seen, left = {index}, [index]
+        while left:
+            at = left.pop()
+            node = self.graph.producer.get(at)
+            if "float" in (self.graph.values[at].dtype or ""):
+                if at not in self.graph.static and self.common(at, value, whole=True):
+                    return True
+                continue
+            more = {v for v in (node.inputs if node is not None else ()) if v is not None} - seen
+            seen |= more
+            left += more
+        return False
 
     def place(self, value: str) -> int:
         """Where in execution order a value is made; −1 before all."""
@@ -254,12 +269,17 @@ def _size(graph: LayerGraph, value: str) -> int:
 
 
 def _computed(graph: LayerGraph, node: Node) -> list[str]:
-    """The inputs of a node that are neither weights nor known numbers, each once; what is computed
-    of weights alone is one too, since it is drawn with them."""
-    return [
-        v for v in dict.fromkeys(node.inputs)
-        if v is not None and graph.values[v].parameter is None and graph.values[v].constant is None
-    ]  # fmt: skip
+    """The inputs of a node that are no known numbers, each once: weights that are drawn, and what
+    is computed of them, are such too."""
+    return [v for v in dict.fromkeys(node.inputs) if v is not None and not _is_fixed(graph, v)]
+
+
+def _is_fixed(graph: LayerGraph, value: str) -> bool:
+    """Whether a value is known numbers or a weight that is not drawn."""
+    parameter = graph.parameter(value)
+    if parameter is None:
+        return graph.constant(value) is not None
+    return parameter.law is not None and not parameter.law.random
 
 
 def _picked(node: Node, x: Signal) -> bool:

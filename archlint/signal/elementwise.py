@@ -118,7 +118,9 @@ def dependent(step: Step) -> bool:
     a, b = step.value(0), step.value(1)
     if a is None or b is None:
         return False
-    if step.signal(0).sample_correlation == 1.0 or step.signal(1).sample_correlation == 1.0:
+    if step.dependence.number(a, step.signals) is not None:
+        return False
+    if step.dependence.number(b, step.signals) is not None:
         return False
     return step.dependence.common(a, b) or step.dependence.by_means(a, b)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from archlint.graph.model import Node
+from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import attribute
 from archlint.signal.activations import activation
 from archlint.signal.arithmetic import added, broadcast, scaled
@@ -63,6 +63,17 @@ def together(step: Step) -> Signal | None:
     out = step.node.outputs[0]
     found = _Algebra(step, Place(out)).signal()
     return found or _part_by_part(step, out)
+
+
+def stacked(graph: LayerGraph, node: Node) -> bool:
+    """Whether a sum or mean is over the tensors of a stack."""
+    made = graph.producer.get(node.inputs[0] or "")
+    axes = _ints(node.attributes.get("axes"))
+    return (
+        node.op in ("reduce_sum", "reduce_mean") and made is not None and made.op == "stack"
+        and axes == (made.attributes["axis"],) and len(made.inputs) <= _MOST_TERMS
+        and not node.attributes.get("keepdims")
+    )  # fmt: skip
 
 
 def _part_by_part(step: Step, out: str) -> Signal | None:
@@ -286,6 +297,8 @@ class _Algebra:
             return None
         found = []
         inputs = list(node.inputs)
+        if stacked(self.graph, node):
+            inputs = list(self.graph.producer[node.inputs[0] or ""].inputs)
         while inputs and inputs[-1] is None:  # such as a shift that is left out
             inputs.pop()
         for value in inputs:
@@ -304,8 +317,10 @@ class _Algebra:
             return self._is_steady(node, place)
         if node.op in ("mul", "div", "add", "sub"):
             return len(node.inputs) == 2
-        return node.op in ("neg", "pow", "square") or (
-            len(node.inputs) == 1 and activation(node.op, node.attributes) is not None
+        return (
+            node.op in ("neg", "pow", "square")
+            or stacked(self.graph, node)
+            or (len(node.inputs) == 1 and activation(node.op, node.attributes) is not None)
         )
 
     def _is_steady(self, node: Node, place: Place) -> bool:
@@ -351,6 +366,9 @@ class _Algebra:
         self, node: Node, children: Sequence[Place], parts: Sequence[Expression]
     ) -> Expression | None:
         first = parts[0]
+        if stacked(self.graph, node):
+            whole = self._sum(*parts)
+            return _times(whole, 1 / len(parts)) if node.op == "reduce_mean" else whole
         if node.op in ("add", "sub"):
             return self._sum(first, _times(parts[1], 1.0 if node.op == "add" else -1.0))
         if node.op == "neg":

@@ -310,18 +310,23 @@ def _expand(step: Step) -> Signal:
     new: tuple[Role, ...] = ("sample", "position") if lead > 1 else ("sample",)
     roles = (*(new[:lead] + ("position",) * max(lead - len(new), 0)), *x.roles)
     positions, samples, apart = x.position_correlation, x.sample_correlation, x.apart
+    shared = {}
     if lead and "sample" not in x.roles:
         samples, apart = 1.0, positions
     for axis, role in enumerate(x.roles):
-        n = before[axis]
-        if n == 1 and after[axis + lead] != 1:
+        n, wide = before[axis], after[axis + lead]
+        if role == "feature" and n and wide and wide > n:  # of n features each is there k times
+            own, k = x.between_features(axis), wide // n
+            if own is not None:
+                shared[axis + lead] = ((k - 1) + k * (n - 1) * own) / (wide - 1)
+        if n == 1 and wide != 1:
             if role == "position" and x.roles.count("position") == 1:
                 positions, apart = 1.0, samples
             if role == "sample":
                 samples, apart = 1.0, positions
     return x.but(roles=tuple(roles) if len(roles) == len(after) else (), profile={},
                  position_correlation=positions, sample_correlation=samples,
-                 cross_correlation=apart)  # fmt: skip
+                 cross_correlation=apart, shared=shared)  # fmt: skip
 
 
 @transfers("concat", "stack")
@@ -485,6 +490,9 @@ def _gather(step: Step) -> Signal:
     x = step.signal(0)
     if step.node.op == "gather_elements" and chooser(step.graph, step.node) is not None:
         return of_picked(step, step.node.output)
+    value, index = step.value(0), step.value(1)
+    if value is not None and index is not None and step.dependence.chosen_by(value, index):
+        return Signal(roles=x.roles)  # such as the greatest
     out = step.out_shape()
     roles = x.roles if out is not None and len(x.roles) == len(out) else ()
     if step.node.op == "gather" and out is not None and not roles and x.roles:

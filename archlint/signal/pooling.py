@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import cast
 
 from archlint.graph.model import LayerGraph, Node
@@ -11,8 +12,10 @@ from archlint.signal.arithmetic import scaled
 from archlint.signal.gaussian import max_of_correlated, maxima_of_pairs, moments_of_maximum
 from archlint.signal.gradient import merged, role_correlation
 from archlint.signal.interpolation import concentration
+from archlint.signal.joint import stacked, together
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.parts import weighted_mean
+from archlint.signal.squares import root_of_gamma
 from archlint.signal.transfer import (
     Step,
     correlated,
@@ -236,6 +239,37 @@ def over_features(x: Signal, count: int) -> Signal:
     )
 
 
+def _of_alike(x: Signal, count: int, alike: float) -> Signal:
+    """The mean over ``count`` features of which two have E[v v′]/E v² = ``alike``."""
+    q = x.second_moment or 0.0
+    second = q * (1 + (count - 1) * alike) / count
+    return x.but(second_moment=second, **paired(x, lambda c: c))
+
+
+def _copied(step: Step) -> bool:
+    """Whether what is summed over holds copies whose places are no longer known."""
+    value, moved = step.value(0), False
+    for _ in range(_MOST_MOVES):
+        node = step.graph.producer.get(value or "")
+        if node is None or node.op not in ("reshape", "transpose", "identity", "expand", "tile",
+                                           "concat"):  # fmt: skip
+            return False
+        if node.op == "concat":  # of a tensor and itself
+            parts = [v for v in node.inputs if v is not None]
+            return any(
+                step.dependence.common(a, b) for a, b in combinations(parts[:_MOST_MOVES], 2)
+            )
+        if node.op in ("expand", "tile"):
+            shapes = step.graph.shape(node.inputs[0]), step.graph.shape(value)
+            return moved and shapes[0] != shapes[1]
+        moved |= node.op == "reshape"
+        value = node.inputs[0]
+    return False
+
+
+_MOST_MOVES = 8
+
+
 def samples_for_positions(x: Signal) -> Signal:
     """Samples and positions in each other's place."""
     return x.but(position_correlation=x.sample_correlation,
@@ -247,8 +281,14 @@ def _reduce(step: Step) -> Signal:
     """A mean over positions, features or samples; a sum is the mean times the count."""
     x, shape, axes = step.signal(0), step.shape(0), step.ints("axes")
     count = known_size(shape, axes)
+    if (whole := together(step) if stacked(step.graph, step.node) else None) is not None:
+        return whole
     if count is None or shape is None or len(x.roles) != len(shape) or x.second_moment is None:
         return UNKNOWN_SIGNAL
+    features = [a for a in axes if x.roles[a] == "feature"]
+    if features and _copied(step):
+        return Signal(roles=reduced_roles(step, x))
+    alike = x.shared.get(features[0]) if len(features) == 1 else None
     result = x
     for role in ("position", "feature", "sample"):
         n = known_size(shape, [a for a in axes if x.roles[a] == role])
@@ -259,7 +299,7 @@ def _reduce(step: Step) -> Signal:
         if role == "feature":
             if result.mean is None or result.second_moment is None:
                 return UNKNOWN_SIGNAL
-            result = over_features(result, n)
+            result = over_features(result, n) if alike is None else _of_alike(result, n, alike)
         elif role == "position":
             result = averaged(result, n, result.position_correlation)
         else:
@@ -315,18 +355,39 @@ def _reduce_max(step: Step) -> Signal:
 
 @transfers("reduce_var", "reduce_std", "reduce_l2")
 def _reduce_size(step: Step) -> Signal:
-    """The variance or the Euclidean length of many elements is near its mean."""
+    """The variance or the Euclidean length of n elements: a sum of squares with the relative
+    variance 2/n for normal ones (n − 1 less the mean), and its root."""
     x, shape, axes = step.signal(0), step.shape(0), step.ints("axes")
     count = known_size(shape, axes)
-    if count is None or count < 8 or x.second_moment is None or x.mean is None:
+    if count is None or shape is None or x.second_moment is None or x.mean is None:
         return UNKNOWN_SIGNAL
+    if count < 8 and not (x.gaussian and len(x.roles) == len(shape) and all(
+            x.roles[a] == "feature" for a in axes)):  # fmt: skip
+        return UNKNOWN_SIGNAL
+    size, free = x.second_moment, float(count)
+    if step.node.op != "reduce_l2":
+        size, free = max(size - x.mean**2, 0.0), count - 1.0
+        if not step.attribute("correction"):
+            size *= free / count
+    if free < 1:
+        return UNKNOWN_SIGNAL
+    few = len(x.roles) == len(shape) and all(x.roles[a] == "feature" for a in axes)
+    more = 2 / free if few else 0.0  # of positions no more is known than that they are many
+    law = Signal(size, size * size * (1 + more), None, None, (), 1, reduced_roles(step, x))
+
+    def pair(c: float) -> float | None:
+        rho = c * x.second_moment - x.mean**2 if x.second_moment and x.mean is not None else 0.0
+        rho = min(max(rho / (x.variance or 1.0), 0.0), 1.0)
+        return correlated(size * size * (1 + more * rho * rho), law.second_moment)
+
+    law = law.but(**paired(x, pair)) if few else law.but(
+        position_correlation=1.0, sample_correlation=1.0, cross_correlation=1.0)  # fmt: skip
+    if step.node.op == "reduce_var":
+        return law
+    root = root_of_gamma(law)
     if step.node.op == "reduce_l2":
-        size = math.sqrt(count * x.second_moment)
-    else:
-        variance = max(x.second_moment - x.mean**2, 0.0)
-        size = variance if step.node.op == "reduce_var" else math.sqrt(variance)
-    return Signal(size, size * size, 1.0, 1.0, (), 1, reduced_roles(step, x),
-                  cross_correlation=1.0)  # fmt: skip
+        return scaled(root, math.sqrt(count))
+    return root
 
 
 # --------------------------------------------------------------------------- resizing

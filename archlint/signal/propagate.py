@@ -20,7 +20,7 @@ for _family in _FAMILIES:
 # Ops whose output has the input's axes, so that what two features share stays as it is.
 _KEEP_AXES = frozenset({"matmul", "einsum", "transpose", "identity", "cast", "neg", "mul", "div",
                         "slice", "split", "dropout", "softmax", "add", "masked_fill",
-                        "where"})  # fmt: skip
+                        "where", "expand", "tile"})  # fmt: skip
 
 _TELL_PARTS = frozenset({"reshape", "transpose", "unfold"})  # what dimensions are made of
 

@@ -146,7 +146,7 @@ def of_parameter(parameter: Parameter) -> Signal:
     if law.family == "deterministic" and len(parameter.shape) > 1:
         fixed = row_correlation(parameter) or fixed
     return Signal(law.mean, law.second_moment, fixed, 1.0, odd, side, roles,
-                  cross_correlation=fixed)  # fmt: skip
+                  gaussian=law.family == "normal", cross_correlation=fixed)  # fmt: skip
 
 
 _LARGEST_TABLE = 1 << 22  # elements up to which a table is looked at

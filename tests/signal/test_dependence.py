@@ -26,6 +26,15 @@ EXACT: dict[str, Function] = {
     "a sum times its part": lambda x: (x + x) * x,
     "a cube": lambda x: x * x * x,
     "an activation and its argument": lambda x: (x + F.relu(x)) + torch.sigmoid(x),
+    "a stack of one tensor": lambda x: torch.stack([x, x, x]).sum(0),
+    "a stack of functions": lambda x: torch.stack([x, torch.tanh(x)], 1).mean(1),
+    "copies": lambda x: x.repeat(1, 3).sum(1, keepdim=True),
+    "copies on an axis of their own": lambda x: x[:, None].expand(-1, 3, -1).sum(1),
+    "beside its mean": lambda x: (lambda h: h + h.mean(1, keepdim=True))(x.reshape(-1, 4, 2)),
+    "times its mean": lambda x: x * x.mean(1, keepdim=True),
+    "the variance of few": lambda x: x[:, :3].var(1, keepdim=True),
+    "the length of few": lambda x: x.norm(dim=1, keepdim=True),
+    "beside its own parts": lambda x: x + torch.cat([torch.tanh(x[:, :2]), x[:, 2:]], 1),
     "a part put into zeros": lambda x: torch.zeros_like(x).index_copy(
         1, torch.tensor([0, 2, 5]), 3 * x[:, :3]
     ),
@@ -39,6 +48,9 @@ EXACT: dict[str, Function] = {
     "an upper triangle": lambda x: x[:, :, None].expand(-1, 8, 8).triu(2),
 }
 UNKNOWN: dict[str, Function] = {
+    "the greatest": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+    "products of all pairs": lambda x: x @ x.T,
+    "copies moved among others": lambda x: x.repeat(1, 3).reshape(-1, 3, 8).sum(1),
     "a product with what is one place on": lambda x: x * x.roll(1, 1),
     "an inverse that has no mean": lambda x: x / (x + 0.5 * x),
     "elements chosen by their sign": lambda x: x.index_put((x < 0,), torch.tensor(5.0)),

@@ -89,11 +89,20 @@ def _halves(net: Net, x: Tensor) -> Tensor:
     return h + torch.cat([torch.tanh(one), two], -1)
 
 
+def _pooled(net: Net, x: Tensor) -> Tensor:
+    """A norm's mean over positions less the norm itself, beside what is normalised."""
+    y = net.norm(1.5 * x)
+    return 1.5 * x + (y.mean(1, keepdim=True) - y)
+
+
 NETS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "beside its norm": lambda net, x: x + net.norm(x),
     "a gate between a tensor and its function": _gate,
     "GELU spelled out": _gelu,
     "blends": _blended,
+    "less its norm, that pooled": _pooled,
+    "less its norm": lambda net, x: 1.5 * x - net.norm(1.5 * x),
+    "stacked": lambda net, x: torch.stack([x, torch.tanh(net.a(x)), net.b(x)], 1).sum(1),
     "tokens beside a class token": _class_attention,
     "under a gate made of itself": _own_gate,
     "the square of a rectifier": _squares,
@@ -102,6 +111,9 @@ NETS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "pairs of features turned": _turned,
     "a maximum with a weight": _at_least,
 }
+
+
+APART = {"less its norm, that pooled"}  # a gradient and its own mean are taken for uncorrelated
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -127,7 +139,8 @@ def test_against_monte_carlo(name: str) -> None:
     assert out.sample_correlation is not None
     _close(out.second_moment, lengths)
     _close(out.sample_correlation * out.second_moment, shared, 0.01 * out.second_moment)
-    _close(inside.grad_second_moment, gradients)
+    if name not in APART:
+        _close(inside.grad_second_moment, gradients)
 
 
 def _close(predicted: float | None, measured: list[float], more: float = 0.0) -> None:

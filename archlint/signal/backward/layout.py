@@ -216,6 +216,8 @@ def _concat(step: Back) -> list[Gradient | None]:
             found.append(no_gradient(len(shape)))
             continue
         origin = step.source(i) if stacked else _cut(step, g, i, axis, start - size, start)
+        if stacked and g.along[axis] == 1.0:  # all get the same
+            origin = dict(g.origin)
         found.append(g.but(second_moment=g.second_moment * level, along=along, profile=profile,
                            origin=origin))  # fmt: skip
     return found

@@ -39,12 +39,13 @@ _LOGS = np.arange(-70.0, 8.0, 0.05)  # ln(v/E v), wide enough for one degree of 
 
 @lru_cache(maxsize=65536)
 def passed(freedom: float, variance: float, eps: float, lost_mean: float, lost_size: float
-           ) -> tuple[float, float, float]:  # fmt: skip
+           ) -> tuple[float, float, float, float]:  # fmt: skip
     """What a norm lets through, over the law of the variance v that it divides by.
 
     v·k/E v ~ χ²_k with k = ``freedom``. Returns E[(1 − m − (2κ − κ²)s)/(v + eps)], κ = v/(v + eps),
     the factor on E g² where the mean takes the share m and the part along x̂ the share s, and the
-    two shares' weight in it: E[1/(v + eps)] and E[(2κ − κ²)/(v + eps)] over the first. For a batch
+    two shares' weight in it: E[1/(v + eps)] and E[(2κ − κ²)/(v + eps)] over the first; and
+    E[1/√(v + eps)], what stands before a gradient of one sign. For a batch
     of two (k = 1, m = s = ½) it is E[eps²/(v + eps)³]/2: next to nothing passes but where two
     samples nearly agree.
     """
@@ -59,7 +60,8 @@ def passed(freedom: float, variance: float, eps: float, lost_mean: float, lost_s
     kept = v * inverse
     size = (2 * kept - kept * kept) * inverse
     both_lost = inverse * (1 - lost_mean) - size * lost_size
-    return (max(float(weight @ both_lost), 0.0), float(weight @ inverse), float(weight @ size))
+    return (max(float(weight @ both_lost), 0.0), float(weight @ inverse), float(weight @ size),
+            float(weight @ np.sqrt(inverse)))  # fmt: skip
 
 
 def channel_variations(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, float]:
@@ -131,7 +133,7 @@ def normalised(
     varied = step.variations.get(step.value(0) or "", 0.0) / max(features, 1)
     own = max(n / max(spread if spread is not None else 1.0, 1e-9) - 1, 1.0)
     freedom = round(1 / (1 / own + varied / 2), 3)
-    through, inverse, size = passed(freedom, variance, eps, lost_mean / n, lost_size / n)
+    through, inverse, size, root = passed(freedom, variance, eps, lost_mean / n, lost_size / n)
     if through <= 0 or inverse <= 0:
         return no_gradient(step.rank(0))
     steady = passed(round(own, 3), variance, eps, lost_mean / n, lost_size / n)[0]
@@ -143,7 +145,7 @@ def normalised(
         _after(c, m1, m2, d, rest, a in axes) for a, (c, d) in enumerate(
             zip(g.along, map(centre, outer), strict=True))
     )  # fmt: skip
-    mean = 0.0 if gamma.mean is None else gamma.mean / math.sqrt(variance + eps)
+    mean = 0.0 if gamma.mean is None else gamma.mean * root
     return Gradient(
         g.second_moment * factor * rest * level, along, profile,
         origin=scaled_origin(g, mean * rest), chosen=g.chosen, window=g.window,
