@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from archlint.graph.model import LayerGraph
 from archlint.signal.affine import multiplied_matrices
 from archlint.signal.elementwise import joined
 from archlint.signal.moments import UNKNOWN_SIGNAL, Factors, Role, Signal
@@ -491,7 +492,8 @@ def _gather(step: Step) -> Signal:
     if step.node.op == "gather_elements" and chooser(step.graph, step.node) is not None:
         return of_picked(step, step.node.output)
     value, index = step.value(0), step.value(1)
-    if value is not None and index is not None and step.dependence.chosen_by(value, index):
+    if (value is not None and index is not None and not _is_order(step.graph, index)
+            and step.dependence.chosen_by(value, index)):  # fmt: skip
         return Signal(roles=x.roles)  # such as the greatest
     out = step.out_shape()
     roles = x.roles if out is not None and len(x.roles) == len(out) else ()
@@ -511,6 +513,23 @@ def _gather(step: Step) -> Signal:
     if step.node.op != "gather" or each is None or made is None:
         return result
     return result.but(parts=((*made[0], ("feature", each)), *made[1:]))
+
+
+def _is_order(graph: LayerGraph, value: str | None) -> bool:
+    """Whether indices name every place once: the order of a sort, or its inverse."""
+    for _ in range(_MOST_NODES):
+        node = graph.producer.get(value or "")
+        if node is None:
+            return False
+        if node.op == "sort":
+            return value == node.outputs[-1] and len(node.outputs) > 1
+        if node.op in ("reshape", "cast", "identity"):
+            value = node.inputs[0]
+        elif node.op == "index_put" and graph.shape(node.outputs[0]) == graph.shape(node.inputs[2]):
+            value = node.inputs[2]  # what stands at each place is told where it came from
+        else:
+            return False
+    return False
 
 
 @transfers("depth_to_space", "space_to_depth")
