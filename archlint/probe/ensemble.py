@@ -175,7 +175,7 @@ class Ensemble:
             2048, 2**24, 2**30, 2**42)  # fmt: skip
         busy = min(most, step / max(self._elements(1), 1.0), drawn / max(self.drawer.elements, 1),
                    work / max(self._products(), 1.0))  # fmt: skip
-        return max(1, min(int(busy), int(self.memory / (weights + self._bytes() + 1))))
+        return max(1, int(min(busy, self.memory / (weights + self._bytes() + 1))))
 
     def _bytes(self) -> float:
         """Bytes of the values of one draw: all of them where a backward pass needs them, else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import sys
 import time
@@ -83,6 +84,8 @@ def options_of(probing: dict[str, Any], quiet: bool = False) -> ProbeOptions:
         raise ArchlintError("--steps is for training", "add --train")
     if "memory" in given:
         given["memory"] = parse_size(given["memory"])
+    if math.isnan(given.get("time", 0.0)):
+        raise ArchlintError("--time nan is no time", "give seconds")
     return ProbeOptions(**given, progress=None if quiet else bar())
 
 
@@ -98,6 +101,8 @@ def parse_size(text: str) -> float:
         raise ArchlintError(f"--memory {text!r} is no size", "write 2GB or 512MiB") from None
     if found.group(2):
         size *= (1024 if found.group(3) else 1000) ** (units.index(found.group(2)) + 1)
+    if math.isinf(size):
+        raise ArchlintError(f"--memory {text} is more than there is", "write 2GB or 512MiB")
     if size < 1e6:
         raise ArchlintError(f"--memory {text} is less than a megabyte", "write 2GB or 512MiB")
     return size

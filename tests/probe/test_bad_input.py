@@ -100,7 +100,7 @@ def test_sizes(text: str, size: float) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["much", "2XB", "1kB", "-1GB"])
+@pytest.mark.parametrize("text", ["much", "2XB", "1kB", "-1GB", "1e400"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ArchlintError, match="--memory"):
         options_of({"memory": text})
