@@ -37,12 +37,15 @@ class OutOfMemory(Exception):
     """One draw alone does not fit into the memory."""
 
 
+# What others than torch's own allocators say: those of the processor, of cuBLAS and of cuDNN.
+_FULL = ("can't allocate memory", "not enough memory", "status_alloc_failed", "out of memory")
+
+
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether torch ran out of memory, on whatever device."""
     text = str(problem).lower()
     return isinstance(problem, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(problem, RuntimeError)
-        and ("can't allocate memory" in text or "not enough memory" in text)
+        isinstance(problem, RuntimeError) and any(part in text for part in _FULL)
     )
 
 
@@ -70,7 +73,7 @@ def threads_for(elements: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_LIBRARIES = 2**26  # bytes of a GPU that its libraries take for themselves, such as cuBLAS
+_LIBRARIES = 2**27  # bytes of a GPU that its libraries take for themselves, such as cuBLAS
 
 
 @contextmanager

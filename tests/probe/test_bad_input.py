@@ -160,14 +160,22 @@ def test_random_numbers_of_forward_are_told() -> None:
     assert outcome.findings[0].verdict == "refuted"
 
 
-def test_out_of_memory_halves_the_chunk(plain: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "problem",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")],
+    ids=["torch", "python", "cublas"],
+)  # fmt: skip
+def test_out_of_memory_halves_the_chunk(
+    plain: Analysis, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+) -> None:
     take = ensembles.Ensemble._take
     seen = []
 
     def limited(self: ensembles.Ensemble, first: int, count: int) -> None:
         seen.append(count)
         if count > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise problem
         take(self, first, count)
 
     monkeypatch.setattr(ensembles.Ensemble, "_take", limited)
