@@ -37,8 +37,8 @@ def _of(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 _UNARY: list[Callable[..., Any]] = [
     torch.relu, F.relu, F.relu6, F.gelu, F.silu, F.mish, torch.sigmoid, Tensor.tanh, F.hardswish,
-    F.hardsigmoid, F.elu, F.leaky_relu, torch.exp, torch.sqrt, torch.rsqrt, Tensor.abs, torch.neg,
-    torch.erf, Tensor.sin, torch.cos, F.dropout, torch.softmax,
+    F.hardsigmoid, F.hardtanh, F.elu, F.leaky_relu, torch.exp, torch.sqrt, torch.rsqrt, Tensor.abs,
+    torch.neg, torch.erf, Tensor.sin, torch.cos, F.dropout, torch.softmax,
 ]  # fmt: skip
 _BINARY: list[Callable[..., Any]] = [
     torch.add, Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__rsub__, Tensor.mul,
@@ -70,6 +70,14 @@ def _cases() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
             (function, (make(), -1), {}),
         ]
         made += [(function, (make(),), {"inplace": value}) for value in (True, False)]
+    for make in _TENSORS.values():
+        made += [
+            (F.gelu, (make(),), {"approximate": "tanh"}),
+            (F.gelu, (make(),), {"approximate": "no such"}),
+            (F.hardtanh, (make(),), {"min_val": -2.0, "max_val": 1, "inplace": True}),
+            (F.hardtanh, (make(),), {"min_val": 2, "max_val": 1, "inplace": False}),
+            (F.leaky_relu, (make(),), {"negative_slope": 0.2, "inplace": True}),
+        ]
     for function, one, two in itertools.product(_BINARY, _TENSORS.values(), _TENSORS.values()):
         made.append((function, (one(), two()), {}))
     for function, make in itertools.product(_BINARY, _TENSORS.values()):

@@ -173,8 +173,8 @@ def _carried_out(plan: Any, tensors: list[Tensor]) -> Any:
 
 def _told(
     func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], tensors: list[Tensor]
-) -> Spec | None:
-    """The result's form where one of the rules below tells it."""
+) -> Spec | int | None:
+    """The result's form where one of the rules below tells it, or which argument it is."""
     rule = _FUNCTIONS.get(func)
     if rule is None:
         name = name_of(func)
@@ -188,7 +188,9 @@ def _told(
         if tensor.dtype is not dtype or not tensor.numel() or not _is_row_major(tensor):
             return None
     shape = rule(args, kwargs)
-    return None if shape is None else (shape, _row_major(shape), dtype)
+    if shape is None or isinstance(shape, int):
+        return shape
+    return shape, _row_major(shape), dtype
 
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,6 +207,7 @@ def _is_row_major(tensor: Tensor) -> bool:
 
 
 Shape = tuple[int, ...]
+Rule = Callable[[Any, Mapping[str, Any]], "Shape | int | None"]  # a shape, or which argument
 
 
 def _same(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
@@ -212,17 +215,25 @@ def _same(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
     return None if kwargs or len(args) > 1 else tuple(args[0].shape)
 
 
-def _same_or_in_place(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
-    """The same, said not to be in place."""
-    return _same(args, {k: v for k, v in kwargs.items() if k != "inplace" or v is not False})
+def _activation(*names: str) -> Rule:
+    """The same with numbers by name, as a new tensor or in the place of the given one."""
+    known = frozenset(("inplace", *names))
+
+    def rule(args: Any, kwargs: Mapping[str, Any]) -> Shape | int | None:
+        in_place = kwargs.get("inplace", False)
+        numbers = [v for k, v in kwargs.items() if k != "inplace"]
+        if len(args) > 1 or type(in_place) is not bool or kwargs.keys() - known:
+            return None
+        if any(type(v) not in (int, float) for v in numbers) or numbers != sorted(numbers):
+            return None  # a lower bound above the upper one is refused
+        return 0 if in_place else tuple(args[0].shape)
+
+    return rule
 
 
-def _sloped(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
-    """The same with a number."""
-    if len(args) > 1 and type(args[1]) not in (int, float):
-        return None
-    rest = {k: v for k, v in kwargs.items() if k not in ("alpha", "negative_slope")}
-    return _same_or_in_place(args[:1], rest) if len(args) < 3 else None
+def _gelu(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
+    known = kwargs.keys() <= {"approximate"} and kwargs.get("approximate") in (None, "none", "tanh")
+    return _same(args, {}) if known else None
 
 
 def _two(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
@@ -294,16 +305,20 @@ def _dropout(args: Any, kwargs: Mapping[str, Any]) -> Shape | None:
     return tuple(args[0].shape) if given.get("training", True) is True else None
 
 
-_RULES: dict[str, Callable[[Any, Mapping[str, Any]], Shape | None]] = {
+_RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("relu", "gelu", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "abs", "neg", "erf", "sin",
+        ("relu", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "abs", "neg", "erf", "sin",
          "cos"), _same),
     **dict.fromkeys(("add", "sub", "mul", "div"), _two),
+    "gelu": _gelu,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     "linear": _linear,
     "dropout": _dropout,
 }  # fmt: skip
-_FUNCTIONS: dict[Any, Callable[[Any, Mapping[str, Any]], Shape | None]] = dict.fromkeys(
-    (F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid), _same_or_in_place
-) | dict.fromkeys((F.elu, F.leaky_relu), _sloped)
+_FUNCTIONS: dict[Any, Rule] = {
+    **dict.fromkeys((F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid), _activation()),
+    F.elu: _activation("alpha"),
+    F.leaky_relu: _activation("negative_slope"),
+    F.hardtanh: _activation("min_val", "max_val"),
+}
