@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, UNKNOWN
-from archlint.signal.backpropagate import Edges, backpropagate
-from archlint.signal.backward.fluctuation import Gradients
-from archlint.signal.fluctuation import Lengths
 from archlint.signal.moments import UNKNOWN_PREDICTION, UNKNOWN_SIGNAL, Prediction, Signal
 from archlint.signal.propagate import propagate
-from archlint.signal.spread import LogLaw
-from archlint.signal.structure import Segment, Structure, Trunk, find_structure, laws
+from archlint.signal.structure import Segment, Structure, Trunk, find_structure
+
+if TYPE_CHECKING:
+    from archlint.signal.backward.fluctuation import Gradients
+    from archlint.signal.spread import LogLaw
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,9 @@ class Coverage:
 class Analysis:
     """Everything a rule may read. One direction: nothing here is changed by a rule.
 
-    ``signals`` are what is known on the way forward. The rest is worked out when it is asked for:
-    of a healthy network few rules look at gradients or at how far single draws lie apart.
+    ``signals`` are what is known on the way forward. The rest is worked out, and the code for it
+    imported, when it is asked for: of a healthy network few rules look at gradients or at how far
+    single draws lie apart.
     """
 
     graph: LayerGraph
@@ -65,7 +67,9 @@ class Analysis:
     def laws(self, part: Segment | Trunk) -> tuple[LogLaw | None, LogLaw | None]:
         """Of ln M at the end of a part over that at its start, over initializations, and of ln of
         the squared gradient the other way round; None where not known."""
-        return laws(part, self.signals, self._predicted[2])
+        from archlint.signal.predictions import laws
+
+        return laws(part, self.signals, self._predicted[1])
 
     def prediction(self, value: str | None) -> Prediction:
         """The signal of a value id, with its gradient and spreads; unknown where there is none."""
@@ -76,36 +80,15 @@ class Analysis:
         return find_structure(self.graph, self.signals)
 
     @cached_property
-    def _predicted(self) -> tuple[dict[str, Prediction], Lengths, Gradients]:
+    def _predicted(self) -> tuple[Mapping[str, Prediction], Gradients]:
+        from archlint.signal.predictions import predict
+
         return predict(self.graph, self.signals)
 
 
 def analyse(graph: LayerGraph) -> Analysis:
     """Propagate signals through a graph (design: the signal engine)."""
     return Analysis(graph, propagate(graph))
-
-
-def predict(
-    graph: LayerGraph, signals: Mapping[str, Signal] | None = None
-) -> tuple[dict[str, Prediction], Lengths, Gradients]:
-    """The signals of a graph with their gradients and spreads, and the laws that these are of."""
-    edges = Edges()
-    predictions = backpropagate(graph, signals or propagate(graph), edges)
-    lengths = Lengths(graph, predictions)
-    gradients = Gradients(lengths, edges, predictions)
-    for value, signal in predictions.items():
-        law, back = lengths.total.get(value), gradients.total.get(value)
-        predictions[value] = signal.but(
-            spread=law.variance if law else None, shortfall=law.deficit if law else None,
-            grad_second_moment=_times(signal.grad_second_moment, gradients.excess.get(value)),
-            grad_spread=back.variance if back else None,
-            grad_shortfall=back.deficit if back else None,
-        )  # fmt: skip
-    return predictions, lengths, gradients
-
-
-def _times(second: float | None, factor: float | None) -> float | None:
-    return second if second is None or factor is None else second * factor
 
 
 def coverage(graph: LayerGraph, signals: Mapping[str, Signal]) -> Coverage:

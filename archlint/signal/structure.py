@@ -16,10 +16,8 @@ from archlint.graph.fans import Fans, fans
 from archlint.graph.model import LayerGraph, Node, Parameter
 from archlint.graph.ops import OPS
 from archlint.signal.activations import Activation, activation
-from archlint.signal.backward.fluctuation import Gradients, layer_shares
 from archlint.signal.dominators import Dominators, carriers
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.spread import LogLaw, Shares, gradient_law, length_law
 
 Signals = Mapping[str, Signal]
 Ending = Literal["linear", "one-sided", "norm", "unknown"]
@@ -590,7 +588,7 @@ def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None
     count = fans(node, graph)
     gain = length = affine = None
     m, q, m_after = before.second_moment, pre.second_moment, post.second_moment
-    bias = _bias_second_moment(signals, node)
+    bias = bias_second_moment(signals, node)
     if m and q is not None and bias is not None:
         affine = max(q - bias, 0.0) / m
         if m_after is not None and q > 0:
@@ -611,43 +609,9 @@ def _layer(graph: LayerGraph, signals: Signals, draft: _Draft, after: str | None
     return layer
 
 
-def _bias_second_moment(signals: Signals, node: Node) -> float | None:
+def bias_second_moment(signals: Signals, node: Node) -> float | None:
+    """Of a layer's bias; zero where it has none, None where it is not known."""
     position = 3 if node.op == "bilinear" else 2
     if len(node.inputs) <= position or (value := node.inputs[position]) is None:
         return 0.0
     return signals.get(value, UNKNOWN_SIGNAL).second_moment
-
-
-# --------------------------------------------------------------------------- laws
-
-
-def laws(
-    part: Segment | Trunk, signals: Signals, gradients: Gradients
-) -> tuple[LogLaw | None, LogLaw | None]:
-    """Of ln M at the end of a part over that at its start, over initializations, and of ln of the
-    squared gradient the other way round: over a segment the layers' own shares, and what the
-    fluctuation of the length does to E φ′² (signal.spread). None where not known."""
-    if isinstance(part, Trunk):
-        forward = gradients.lengths.since(part.end, part.start)
-        return forward, gradients.since(part.start, part.end)
-    shares = [_shares(layer, signals, gradients) for layer in part.layers]
-    known = [share for share in shares if share is not None]
-    if len(known) < len(shares):
-        return None, None
-    return length_law(known), gradient_law(known)
-
-
-def _shares(layer: Layer, signals: Signals, gradients: Gradients) -> Shares | None:
-    """What a layer adds to the spread; None where that is not known."""
-    bend = layer.activation
-    if layer.fans is None or layer.pre_activation is None:
-        return None
-    if _bias_second_moment(signals, layer.node) is None:
-        return None
-    if bend is not None and (layer.nonlinearity is None or not _known(signals, bend.inputs[0])):
-        return None
-    return layer_shares(gradients, layer.node, bend)
-
-
-def _known(signals: Signals, value: str | None) -> bool:
-    return signals.get(value or "", UNKNOWN_SIGNAL).known

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph, Node
-from archlint.signal.analysis import predict
 from archlint.signal.moments import UNKNOWN_PREDICTION, Prediction
+from archlint.signal.predictions import predict
+from archlint.signal.propagate import propagate
 from tests.accuracy.models import Case
 from tests.accuracy.monte_carlo import Figures
 
@@ -100,7 +101,7 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
             ) -> Comparison:  # fmt: skip
     """Predict and compare."""
     graph = graph or predicted_graph(case)
-    signals = predict(graph)[0]
+    signals, _ = predict(graph, propagate(graph))
     result = Comparison(case)
     last: dict[tuple[str, tuple[int | None, ...] | None], Node] = {}
     for node in graph.nodes:

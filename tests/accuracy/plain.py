@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archlint.graph.from_torch import load_torch
-from archlint.signal.analysis import predict
 from archlint.signal.moments import Prediction
+from archlint.signal.predictions import predict
+from archlint.signal.propagate import propagate
 from tests.accuracy.comparison import quantile
 from tests.accuracy.ensemble import INPUT, Drawn, Logs, draw
 from tests.accuracy.models import Case, cases
@@ -50,7 +51,7 @@ def compared(case: Case, draws: int | None = None) -> list[Compared]:
     """Every leaf module's output and its gradient."""
     shape = shape_of(case)
     graph = load_torch(case.build, {"input": ((1, *shape), "float32")})
-    signals, _, _ = predict(graph)
+    signals, _ = predict(graph, propagate(graph))
     if draws is None:
         widest = max(max(s.spread or 0.0, s.grad_spread or 0.0) for s in signals.values())
         draws = min(max(math.ceil(widest / (2 * AIM) ** 2), LEAST), MOST)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from archlint.graph.from_torch import load_torch
-from archlint.signal.analysis import predict
+from archlint.signal.predictions import predict
+from archlint.signal.propagate import propagate
 from archlint.signal.spread import LogLaw, chance_of_loss
 from tests.accuracy.ensemble import INPUT, OUTPUT, Build, Logs, draw
 
@@ -319,7 +320,8 @@ def rows(network: Network, draws: int = DRAWS, seed: int = 0) -> list[Row]:
     """The output's length and the input's gradient; none where the engine does not know."""
     name = next(iter(signature(network.build().forward).parameters))
     graph = load_torch(network.build, {name: ((1, *network.shape), "float32")})
-    signals, lengths, gradients = predict(graph)
+    signals, gradients = predict(graph, propagate(graph))
+    lengths = gradients.lengths
     found = draw(network.build, network.shape, draws, seed, chunk=min(draws, 250),
                  paths=lambda _path, _module: False)  # fmt: skip
     out, into = graph.outputs[0], graph.inputs[0]

@@ -14,8 +14,10 @@ from torch import nn
 from archlint.graph.from_torch import load_torch
 from archlint.initialization.distribution import normal
 from archlint.signal.activations import activation
-from archlint.signal.analysis import analyse, predict
+from archlint.signal.analysis import analyse
 from archlint.signal.criticality import critical
+from archlint.signal.predictions import predict
+from archlint.signal.propagate import propagate
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
@@ -135,6 +137,6 @@ def test_lengths_that_all_but_vanish(op: str) -> None:
     """What underflows when squared has no spread, and ends nothing."""
     tiny = Initializer("tiny", lambda i, o: normal(1e-60))
     graph = stack_graph([8] * 9, tiny, output=1, activation=op)
-    signals, _, _ = predict(graph)
+    signals, _ = predict(graph, propagate(graph))
     assert signals["z0"].spread == pytest.approx(normal_law(8).variance, rel=0.2)
     assert all(s.spread is None or math.isfinite(s.spread) for s in signals.values())
