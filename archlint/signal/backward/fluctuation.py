@@ -258,7 +258,8 @@ class Gradients:
             else sum((w / total * u for (w, _), u in zip(parts, uneven, strict=True)), np.zeros(()))
         )
         return Back(replace(done, law=done.law + norm_law(cross), kurtosis=3.0,
-                            peak=3 / (width + 2)), alike, follows, lean, excess, mean)  # fmt: skip
+                            peak=3 / (width + 2)), alike, follows, lean, excess, mean,
+                    _all_drawn([(w / total, g.drawn) for w, g in parts if g]))  # fmt: skip
 
     def since(self, value: str, root: str) -> LogLaw | None:
         """The law of the squared gradient of a value over that of a later one, the output of a sum
@@ -377,6 +378,19 @@ def _together(parts: list[tuple[float, Floats | None]]) -> Floats | None:
     return np.square(sum((np.sqrt(np.maximum(lean, 0.0)) for lean in found), np.zeros(())))
 
 
+_MINOR = 0.1  # share of a sum, such as what comes by a gate, up to which its origin is left out
+
+
+def _all_drawn(parts: list[tuple[float, Drawn | None]]) -> Drawn | None:
+    """What of a sum is due to S: scalar products with what the parts are of add up."""
+    found = [(w, d) for w, d in parts if d is not None]
+    if sum(w for w, _ in found) < 1 - _MINOR:
+        return None
+    return replace(found[0][1], whole=sum(w * d.whole for w, d in found),
+                   alone=sum(w * d.alone for w, d in found),
+                   tied=min(sum(d.tied for _, d in found), 1.0))  # fmt: skip
+
+
 def _leaning(
     at: Gradients, value: str | None, g: Pairs, lean: Floats, width: int, same: float
 ) -> tuple[Pairs, float]:
@@ -424,11 +438,13 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
             steepness, d = before.through(slope_curve(phi, x.mean, variance))
             less = steepness.deficit
     behind = _behind(phi, x.mean, variance, forward, g.alike)
-    if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
+    lean, drawn = None, None
+    if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0:
         lean = _leant(x.mean, forward, g)
         pair = _kappa(at.lengths.alike(node.output), g)
         drawn = g.drawn.moved(width - 1, *pair) if g.drawn is not None and pair else None
-        return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess, g.uneven, drawn)
+        if not a:
+            return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess, g.uneven, drawn)
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
     own = CERTAIN
@@ -439,7 +455,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d, None, g.excess, g.uneven,
+        behind, a * e + d, lean, g.excess, g.uneven, drawn,
     )  # fmt: skip
 
 
@@ -617,10 +633,11 @@ def _add(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """The same gradient; of ⟨g, a + b⟩ each part has its share of E(a + b)², and lean likewise."""
     whole = at.lengths.signal(node.output).second_moment
     part = at.lengths.signal(node.inputs[i]).second_moment
-    g = replace(g, drawn=None)
-    if g.lean is None or not whole or part is None:
-        return replace(g, lean=None)
-    return replace(g, lean=g.lean * min(part / whole, 1.0))
+    if not whole or part is None:
+        return replace(g, lean=None, drawn=None)
+    share = min(part / whole, 1.0)
+    drawn = None if g.drawn is None else replace(g.drawn, tied=share * g.drawn.tied)
+    return replace(g, lean=None if g.lean is None else g.lean * share, drawn=drawn)
 
 
 @_rule("reduce_mean", "reduce_sum", "adaptive_avg_pool")
@@ -691,7 +708,8 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     follows = g.follows * (1 + ratio) + ratio  # ln M of the product goes as that of both
     own = (mine.kurtosis - 1) * (b.kurtosis - 1) * same / width
     law += influence(g.follows**2 * (own + b.own.variance))
-    lean = g.lean if at.lengths.size(other, "position") == 1 else None
+    gated = at.lengths.size(other, "position") == 1 and at.lengths.size(value, "position") != 1
     kurtosis = f.kurtosis * b.kurtosis
     return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
-                g.alike, follows, lean, g.excess)  # fmt: skip
+                g.alike, follows, g.lean if gated else None, g.excess,
+                g.uneven if gated else None, g.drawn if gated else None)  # fmt: skip
