@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archlint.finding import Claim, Measurement, Verdict
+from archlint.wording import plural
 
 ALPHA = 0.01
 FIRST_LOOK = 32
@@ -171,7 +172,7 @@ def judge(claim: Claim, x: Floats, look: int, lost: Lost = Lost()) -> Judged:
     n = x.shape[0]
     if n < 8:
         why = (f"in {lost.every} of {n + lost.every} draws it is zero or not finite" if lost.every
-               else f"{n} draws are too few to tell")  # fmt: skip
+               else f"{plural(n, 'draw')}: it takes eight at least")  # fmt: skip
         return Judged("inconclusive", Measurement(None, None, None, n, lost.every, None, why))
     level = spent(look)
     if "spread" in claim.statistic:

@@ -15,7 +15,7 @@ from archlint.config import Config
 from archlint.finding import Claim, Finding, Severity
 from archlint.graph.from_torch import load_torch
 from archlint.linter import chosen_rules, lint
-from archlint.probe.draws import EXACT, Drawer
+from archlint.probe.draws import EXACT, Blocks, Drawer
 from archlint.probe.experiment import run
 from archlint.probe.options import ProbeOptions
 from archlint.probe.sequential import Lost, judge, looks, spent
@@ -270,6 +270,26 @@ def test_draws_follow_their_laws(name: str) -> None:
     # However draws are grouped, they are the same.
     apart = torch.cat([drawer.draw(i, 1)["0.weight"] for i in range(3)])
     torch.testing.assert_close(apart, w[:3], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("elements", [1, 1000, 5000, 100_000])
+def test_blocks_are_the_same_however_draws_are_grouped(elements: int) -> None:
+    """What a GPU draws with, and what inputs and directions are drawn with everywhere."""
+    blocks = Blocks(3, 1, elements, torch.device("cpu"))
+    made = []
+
+    def make(generator: torch.Generator, draws: int) -> torch.Tensor:
+        made.append(draws * elements)
+        return torch.randn(draws, 2, generator=generator)
+
+    whole = blocks.draw(0, 150, make)
+    assert whole.shape == (150, 2)
+    assert len(whole.unique()) == 300
+    assert max(made) <= max(2**16, elements)
+    parts = [(0, 1), (1, 63), (64, 1), (65, 70), (135, 15)]
+    assert torch.equal(torch.cat([blocks.draw(a, n, make) for a, n in parts]), whole)
+    other = Blocks(3, 2, elements, torch.device("cpu")).draw(0, 150, make)
+    assert not torch.isin(other, whole).any()
 
 
 def test_same_seed_same_figures_whatever_the_memory() -> None:
