@@ -29,6 +29,7 @@ from archlint.probe.options import ProbeOptions
 from archlint.probe.rebuild import MOST, CannotRebuild, Rebuilder
 from archlint.probe.sequential import FIRST_LOOK, Lost, judge
 from archlint.probe.starting import start
+from archlint.probe.task import kinds
 from archlint.signal.analysis import Analysis
 
 
@@ -400,7 +401,7 @@ def _judged(ensemble: Ensemble, finding: Finding, k: int, look: int) -> tuple[Fi
     if "gradient" in claim.statistic and {claim.start, claim.end} & ensemble.no_path:
         why = "no gradient reaches it"
         if not ensemble.outputs:
-            why = "the outputs are integers: there is no gradient"
+            why = f"the outputs are {kinds(ensemble.analysis.graph)}: there is no gradient"
         return replace(finding, verdict="inconclusive", measurement=Measurement(
             draws=ensemble.done, remark=why)), False  # fmt: skip
     found = judge(claim, x, look, lost)

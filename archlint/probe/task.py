@@ -69,7 +69,7 @@ def readout(analysis: Analysis) -> Readout:
     graph = analysis.graph
     real = [o for o in graph.outputs if "float" in (graph.values[o].dtype or "")]
     if not real:
-        raise NoTask("the outputs are integers: there is no loss to train with")
+        raise NoTask(f"the outputs are {kinds(graph)}: there is no loss to train with")
     samples = samples_of(graph)
     for output in real:
         value = output
@@ -95,6 +95,13 @@ def readout(analysis: Analysis) -> Readout:
         return Readout(value, sample, axis, samples, min(max(sizes[axis], 2), MOST_CLASSES))
     raise NoTask("the output is a single number, not one answer a sample: there is nothing to "
                  "classify by")  # fmt: skip
+
+
+def kinds(graph: LayerGraph) -> str:
+    """What the outputs of a graph are that are no real numbers."""
+    found = {graph.values[o].dtype or "of an unknown type" for o in graph.outputs}
+    whole = all(t.startswith(("int", "uint", "bool")) for t in found)
+    return "integers" if whole else ", ".join(sorted(found))
 
 
 def samples_of(graph: LayerGraph) -> int:
