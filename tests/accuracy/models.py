@@ -91,9 +91,9 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
 # --------------------------------------------------------------------------- transformers
 
 TRANSFORMERS = _names("""
-albert bert bloom codegen convnextv2 deberta deit dinov2 distilbert falcon fnet gpt2 gpt_neo
-gpt_neox gptj glm helium hubert ibert llama mbart mobilebert modernbert mpt mt5 nystromformer
-olmo olmo2 opt persimmon phi phi3 qwen2 qwen3 roberta roformer segformer smollm3 stablelm
+albert bert bloom codegen deberta deit dinov2 distilbert fnet gpt2 gpt_neo
+gptj glm helium hubert ibert llama mbart mobilebert modernbert mpt mt5 nystromformer
+olmo olmo2 opt persimmon phi phi3 qwen2 qwen3 roberta roformer segformer smollm3 mixtral
 starcoder2 swin swinv2 t5 vit wav2vec2 whisper xglm bit regnet mobilevit pvt_v2 hiera
 switch_transformers rwkv
 electra gemma cohere convbert squeezebert megatron-bert mistral bart xlm openai-gpt ctrl levit
