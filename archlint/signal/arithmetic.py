@@ -75,13 +75,15 @@ def _exchanged(
 
 def _knows_better(step: Step, i: int, roles: tuple[Role, ...], other: tuple[Role, ...]) -> bool:
     """Whether an input's own roles tell more than the other's: a weight or table has features
-    alone, whatever its dimensions index."""
+    alone, whatever its dimensions index, and a dimension of one element may have any role."""
     if not other:
         return True
     mine, theirs = (step.value(k) in step.graph.static for k in (i, 1 - i))
     if mine != theirs:
         return theirs
-    return "sample" in roles and "sample" not in other
+    if ("sample" in roles) == ("sample" in other):
+        return step.shape(i) == step.out_shape() != step.shape(1 - i)
+    return "sample" in roles
 
 
 def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
