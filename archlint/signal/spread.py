@@ -164,6 +164,21 @@ def norm_law(relative_variance: float) -> LogLaw:
     return LogLaw(trigamma(shape), math.log(shape) - digamma(shape), tetragamma(shape))
 
 
+def skewed_law(relative_variance: float, third: float) -> LogLaw:
+    """Of a positive mean with that relative variance r and relative third moment m: from
+    ln E S²/(E S)² = κ₂ + κ₃ = ln(1 + r) and ln E S³/(E S)³ = 3κ₂ + 4κ₃ = ln(1 + 3r + m), the first
+    cumulants of ln S. A Γ variable has m = 2r²; the sum of few products has more."""
+    r = relative_variance
+    if not r > 1e-12:
+        return CERTAIN
+    two, three = math.log1p(r), math.log1p(3 * r + max(third, 2 * r * r))
+    skew = three - 3 * two
+    variance = two - skew
+    if variance < two / 2:  # so skewed that three cumulants do not tell
+        return norm_law(r)
+    return LogLaw(variance, variance / 2 + skew / 6, skew)
+
+
 @lru_cache(maxsize=16384)
 def normal_law(count: float, excess: float = 0.0) -> LogLaw:
     """Of the mean square of n independent elements that are normal but for an excess kurtosis x:

@@ -23,8 +23,10 @@ from archlint.signal.spread import (
     LogLaw,
     chance_of_loss,
     digamma_of,
+    norm_law,
     normal_law,
     rectified_law,
+    skewed_law,
     tetragamma_of,
     trigamma_of,
     variance_of_log,
@@ -140,3 +142,24 @@ def test_lengths_that_all_but_vanish(op: str) -> None:
     signals, _ = predict(graph, propagate(graph))
     assert signals["z0"].spread == pytest.approx(normal_law(8).variance, rel=0.2)
     assert all(s.spread is None or math.isfinite(s.spread) for s in signals.values())
+
+
+@pytest.mark.parametrize("n", [32, 64, 256])
+def test_sums_of_products_of_squares(n: int) -> None:
+    """ln Σ u²v² over n features less what the two lengths explain: (k − 1)² = 4 over n, and the
+    third moment 8² over n²."""
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal((2, 20_000, n)) ** 2
+    u, v = u / u.mean(1, keepdims=True), v / v.mean(1, keepdims=True)
+    logs = np.log((u * v).mean(1))
+    law = skewed_law(4 / n, 64 / n**2)
+    assert law.variance == pytest.approx(float(logs.var()), rel=0.12)
+    assert law.variance < norm_law(4 / n).variance
+
+
+def test_a_gamma_law_is_not_skewed() -> None:
+    """But for the fourth cumulant, of order r³."""
+    for r in (0.01, 0.05, 0.2):
+        one, two = skewed_law(r, 2 * r * r), norm_law(r)
+        assert one.variance == pytest.approx(two.variance, rel=1.5 * r * r + 1e-3)
+        assert one.deficit == pytest.approx(two.deficit, rel=1.5 * r * r + 1e-3)

@@ -85,6 +85,7 @@ class Back:
     excess: float = 1.0
     uneven: Floats | None = None
     drawn: Drawn | None = None
+    met: Met | None = None
 
     def mean(self, values: Floats) -> float:
         """The mean over pairs of positions of what is given by offset."""
@@ -99,6 +100,20 @@ class Back:
         found = np.asarray(before * (1 + more) if before.shape == more.shape else 1 + more)
         level = replace(self.alike, table=found).mean
         return replace(self, uneven=found / level if level > 0 else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What a gradient follows that came through a ``product`` of two functions of ``root``, until
+    it is there: the product's length by the power ``arriving``, the same for both factors, and the
+    ``other`` factor's by the first, which has an elasticity in the root and the variance ``own``
+    beyond."""
+
+    root: str
+    product: str
+    arriving: float
+    other: float
+    own: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +221,12 @@ class Gradients:
                 return None
             a = g.follows
             law += LogLaw(a * a * forward.variance, 0.0, a**3 * forward.third)
+        if g.met is not None:
+            root, new = self.lengths.total.get(g.met.root), self._new(g.met)
+            together = g.met.other + g.met.arriving * new[0]
+            law += influence(max(together**2 * (root.variance if root else 0.0)
+                                 + g.met.arriving**2 * new[1]
+                                 + 2 * g.met.arriving * g.met.own, 0.0))  # fmt: skip
         self.total[value] = law if g.drawn is None else law + g.drawn.law
         profile = self.edges.profiles.get(value)
         if profile:
@@ -227,6 +248,7 @@ class Gradients:
             return None
         if len(parts) == 1:
             return parts[0][1]
+        parts, common = self._met(value, parts)
         width = self.lengths.features(value)
         if width is None:
             return None
@@ -257,9 +279,43 @@ class Gradients:
             if even
             else sum((w / total * u for (w, _), u in zip(parts, uneven, strict=True)), np.zeros(()))
         )
-        return Back(replace(done, law=done.law + norm_law(cross), kurtosis=3.0,
+        return Back(replace(done, law=done.law + norm_law(cross) + common, kurtosis=3.0,
                             peak=3 / (width + 2)), alike, follows, lean, excess, mean,
                     _all_drawn([(w / total, g.drawn) for w, g in parts if g]))  # fmt: skip
+
+    def _met(
+        self, value: str, parts: list[tuple[float, Back | None]]
+    ) -> tuple[list[tuple[float, Back | None]], LogLaw]:
+        """Gradients that come through both factors of a product follow its length together: with
+        ln M = E·ln M_root + ν that is a²·Var ν, and 2a·Cov of what each follows of the other."""
+        found = [(w, g, g.met) for w, g in parts if g is not None and g.met is not None]
+        products = {met.product for _, _, met in found}
+        if not found or any(met.root != value for _, _, met in found):
+            return parts, CERTAIN
+        total = sum(w for w, _ in parts)
+        result: list[tuple[float, Back | None]] = []
+        more = 0.0
+        for w, g in parts:
+            if g is None or g.met is None:
+                result.append((w, g))
+                continue
+            e = self._new(g.met)[0]
+            more += 2 * w / total * g.met.arriving * g.met.own
+            result.append((w, replace(
+                g, met=None, follows=g.follows + g.met.other + g.met.arriving * e)))  # fmt: skip
+        for product in products:
+            share = sum(w for w, _, met in found if met.product == product) / total
+            met = next(met for _, _, met in found if met.product == product)
+            more += (share * met.arriving) ** 2 * self._new(met)[1]
+        return result, influence(max(more, 0.0))
+
+    def _new(self, met: Met) -> tuple[float, float]:
+        """The elasticity of a product in its root, and its variance beyond."""
+        chain = self.lengths.chain
+        state = chain.above.get(met.product) or self.lengths.state.get(met.product)
+        law = self.lengths.since(met.product, met.root)
+        return (state.elasticity if state is not None else 0.0,
+                law.variance if law is not None else 0.0)  # fmt: skip
 
     def since(self, value: str, root: str) -> LogLaw | None:
         """The law of the squared gradient of a value over that of a later one, the output of a sum
@@ -334,7 +390,7 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        alike, a * (1 - bias), lean, g.excess * excess, sent.uneven, drawn,
+        alike, a * (1 - bias), lean, g.excess * excess, sent.uneven, drawn, g.met,
     )  # fmt: skip
 
 
@@ -444,7 +500,8 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         pair = _kappa(at.lengths.alike(node.output), g)
         drawn = g.drawn.moved(width - 1, *pair) if g.drawn is not None and pair else None
         if not a:
-            return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess, g.uneven, drawn)
+            return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess, g.uneven, drawn,
+                        g.met)  # fmt: skip
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
     own = CERTAIN
@@ -455,7 +512,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d, lean, g.excess, g.uneven, drawn,
+        behind, a * e + d, lean, g.excess, g.uneven, drawn, g.met,
     )  # fmt: skip
 
 
@@ -704,11 +761,17 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     f = g.gradient
     same = g.alike.over(lambda c: c * c)
     law = f.own + b.own + norm_law((f.kurtosis - 1) * (b.kurtosis - 1) * same / width)
+    gated = at.lengths.size(other, "position") == 1 and at.lengths.size(value, "position") != 1
+    of_gate = at.lengths.size(other, "position") != at.lengths.size(value, "position")
+    if mine.root is not None and mine.root == b.root and g.met is None and not of_gate:
+        kurtosis = f.kurtosis * b.kurtosis
+        met = Met(mine.root, node.output, g.follows, b.elasticity, b.own.variance)
+        return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
+                    g.alike, 0.0, None, g.excess, None, None, met)  # fmt: skip
     ratio = b.elasticity / mine.elasticity if abs(mine.elasticity) > 1e-6 else 0.0
     follows = g.follows * (1 + ratio) + ratio  # ln M of the product goes as that of both
     own = (mine.kurtosis - 1) * (b.kurtosis - 1) * same / width
     law += influence(g.follows**2 * (own + b.own.variance))
-    gated = at.lengths.size(other, "position") == 1 and at.lengths.size(value, "position") != 1
     kurtosis = f.kurtosis * b.kurtosis
     return Back(Fluctuation(f.root, f.elasticity, law, 0.0, kurtosis, kurtosis / width),
                 g.alike, follows, g.lean if gated else None, g.excess,
