@@ -34,7 +34,11 @@ RANDOM = frozenset({"random_normal", "random_uniform", "bernoulli"})
 
 
 class OutOfMemory(Exception):
-    """One draw alone does not fit into the memory."""
+    """One draw alone does not fit into the memory; what it takes at least, where that is known."""
+
+    def __init__(self, needed: float | None = None) -> None:
+        takes = f": it takes {needed / 1e6:.0f} MB at least" if needed is not None else ""
+        super().__init__(f"a single draw does not fit into the memory{takes}")
 
 
 # What others than torch's own allocators say: those of the processor, of cuBLAS and of cuDNN.
@@ -178,7 +182,14 @@ class Ensemble:
             2048, 2**24, 2**30, 2**42)  # fmt: skip
         busy = min(most, step / max(self._elements(1), 1.0), drawn / max(self.drawer.elements, 1),
                    work / max(self._products(), 1.0))  # fmt: skip
+        if isinstance(self.drawer, Rebuilder):
+            busy = min(busy, 4)  # building takes long
         return max(1, int(min(busy, self.memory / (weights + self._bytes() + 1))))
+
+    def _needed(self) -> float:
+        """Bytes that one draw takes at least: random numbers, weights, and each value once."""
+        wide = self.real.itemsize if self.real.itemsize > 4 else 0
+        return self.drawer.elements * (4.0 + wide) + self._bytes() / 2
 
     def _bytes(self) -> float:
         """Bytes of the values of one draw: all of them where a backward pass needs them, else
@@ -218,6 +229,8 @@ class Ensemble:
     def extend(self, until: int) -> None:
         """Draw until there are ``until`` draws. Raises OutOfMemory, CannotExecute, CannotRebuild,
         and whatever a single draw raises."""
+        if self._needed() > self.memory:
+            raise OutOfMemory(self._needed())
         while self.done < until:
             count = min(self.chunk, until - self.done)
             try:
@@ -227,7 +240,7 @@ class Ensemble:
             except Exception as problem:  # whatever torch makes of somebody's network
                 if is_out_of_memory(problem):
                     if self.chunk == 1:
-                        raise OutOfMemory(str(problem)) from problem
+                        raise OutOfMemory from problem
                     self.chunk = max(1, count // 2)
                     continue
                 if not self.together or isinstance(problem, torch.OutOfMemoryError):

@@ -145,8 +145,8 @@ def _measured(
         why = _look(made, analysis, options, device, real, data, memory, build)
     except KeyboardInterrupt:
         interrupted, why = True, "interrupted"
-    except OutOfMemory:
-        why = "a single draw does not fit into the memory"
+    except OutOfMemory as problem:
+        why = str(problem)
     except CannotExecute as problem:
         why = f"it cannot be executed: {problem}"
     except CannotRebuild as problem:

@@ -137,6 +137,8 @@ class Runs:
         batch = max(groups, math.ceil(32 / self.task.samples))
         one = rates * REAL.itemsize * ((5 if self.optimizer == "adam" else 3) * weights
                                + 2.0 * batch * values)  # fmt: skip
+        if one / 2 > self.memory:
+            raise MemoryError
         return max(1, int(min(draws, self.memory / (one + 1))))
 
     def _train(self, draws: Sequence[int], each: Sequence[float], tick: Tick) -> None:

@@ -194,6 +194,19 @@ def test_out_of_memory_with_a_single_draw(plain: Analysis, monkeypatch: pytest.M
     assert "a single draw does not fit into the memory" in outcome.remarks
 
 
+def test_a_draw_that_is_larger_than_the_memory() -> None:
+    """It is not begun: the system would end the process."""
+    build = lambda: nn.Sequential(nn.Embedding(10**9, 64), nn.Linear(64, 64))  # noqa: E731
+    analysis = analyse(load_torch(build, {"": ((2, 8), "int64")}))
+    made = Claim("length", analysis.graph.outputs[0], None, 4.0, 2.0)
+    finding = Finding("ARC000", "planted", Severity.ERROR, "planted.", "", claim=made)
+    outcome = run(analysis, [finding], ProbeOptions(memory=1e9, train=True))
+    assert outcome.findings[0].verdict == "inconclusive"
+    text = "a single draw does not fit into the memory"
+    assert f"{text}: it takes 256000 MB at least" in outcome.remarks
+    assert f"not trained: {text}" in outcome.remarks
+
+
 @pytest.mark.parametrize(
     "problem",
     [KeyboardInterrupt(), RuntimeError("CUDA error: device lost"), IndexError("of torch's own"),
