@@ -8,9 +8,11 @@ added to it, for a random direction at the output.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -409,19 +411,36 @@ def _samples(analysis: Analysis) -> int:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free on a device."""
+    """Bytes that are free on a device; of the processor's no more than a container leaves."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return float(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import os
+    return min(_free_of_the_machine(), _free_of_the_container())
 
-    try:
+
+def _free_of_the_machine() -> float:
+    with suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    with suppress(AttributeError, ValueError, OSError):
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return 4.0 * 2**30
+    return 4.0 * 2**30
+
+
+def _free_of_the_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """What the limit of a control group leaves (version 2, then 1), infinite without one. What it
+    counts as used and gives back when it is needed, files read, is free."""
+    for most, now, idle in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limit = float((folder / most).read_text())
+            used = float((folder / now).read_text())
+            for line in (folder / idle).read_text().splitlines():
+                name, _, size = line.partition(" ")
+                if name in ("inactive_file", "total_inactive_file"):
+                    used -= float(size)
+                    break
+            return max(limit - used, 0.0)
+    return math.inf

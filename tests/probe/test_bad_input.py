@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,17 @@ def test_out_of_memory_with_a_single_draw(plain: Analysis, monkeypatch: pytest.M
     outcome = run(plain, [claim(plain)], ProbeOptions(draws=64))
     assert outcome.findings[0].verdict == "inconclusive"
     assert "a single draw does not fit into the memory" in outcome.remarks
+
+
+def test_a_container_has_less_memory_than_the_machine(tmp_path: Path) -> None:
+    free = ensembles._free_of_the_container
+    assert free(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("800000000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000000\ninactive_file 300000000\n")
+    assert free(tmp_path) == 1.5e9
 
 
 def test_a_draw_that_is_larger_than_the_memory() -> None:
