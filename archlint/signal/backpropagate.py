@@ -250,7 +250,7 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
 def _overlaps(key: Key, parts: Sequence[Gradient], sources: _Sources) -> float:
     """What a stretch in one part has in common with the whole of its source in another, or with a
     longer stretch."""
-    if isinstance(key, str) or not key.placed:
+    if not isinstance(key, Stretch) or not key.placed:
         return 0.0
     own = energy(key, sources) or 0.0
     total = 0.0

@@ -43,7 +43,23 @@ class Stretch(NamedTuple):
         return (self.stop - self.start) / (self.shape[self.axis] or 1)
 
 
-Key = str | Stretch
+class Folded(NamedTuple):
+    """The sum of a source's gradient, of a ``shape``, over ``axes``; ``whole`` is 1 + Σ of the
+    correlations of an element with the others that are summed."""
+
+    source: str
+    shape: tuple[int | None, ...]
+    axes: tuple[int, ...]
+    whole: float
+    placed: bool = False
+
+    @property
+    def terms(self) -> int:
+        """How many elements are summed."""
+        return math.prod(self.shape[a] or 1 for a in self.axes)
+
+
+Key = str | Stretch | Folded
 
 
 @dataclass(frozen=True)
@@ -240,6 +256,8 @@ def energy(key: Key, sources: Mapping[str, Gradient]) -> float | None:
     source = sources.get(name)
     if source is None or source.second_moment is None or isinstance(key, str):
         return None if source is None else source.second_moment
+    if isinstance(key, Folded):
+        return source.second_moment * key.terms * key.whole
     own = source.profile.get(key.axis)
     level = 1.0 if own is None or own.size < key.stop else float(own[key.start : key.stop].mean())
     return source.second_moment * level * (key.share if key.placed else 1.0)
@@ -325,7 +343,23 @@ def unbroadcast(step: Back, g: Gradient, i: int) -> Gradient:
         found = summed(found, after, range(lead), keep=False)
     if not inner and all(n == 1 for n in out[:lead]):
         return found.but(origin=g.origin)
-    return found.but(origin=step.source(i))
+    origin = step.source(i)
+    if not lead and len(g.along) == len(out):
+        whole = together([out[a] or 1 for a in inner], [g.along[a] for a in inner])
+        for key, a in g.origin.items() if whole is not None else ():
+            if isinstance(key, str):
+                origin[Folded(key, out, tuple(inner), whole or 0.0)] = a
+    return found.but(origin=origin)
+
+
+def unfolded(step: Back, axes: Sequence[int], factor: float) -> dict[Key, float]:
+    """The origin of ``factor`` times a sum over axes that every element of input 0 gets: of a
+    source's own elements each is in the sum, and explains of it what all have in common with it."""
+    found = step.source(0)
+    for key, a in step.gradient.origin.items():
+        if isinstance(key, Folded) and key.shape == step.shape(0) and key.axes == tuple(axes):
+            found[key.source] = found.get(key.source, 0.0) + a * factor * key.whole
+    return found
 
 
 def as_profile(values: npt.NDArray[Any]) -> tuple[float, Profile]:

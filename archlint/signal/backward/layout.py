@@ -230,6 +230,8 @@ def _cut(step: Back, g: Gradient, i: int, axis: int, start: int, stop: int) -> d
     for key, a in g.origin.items():
         if isinstance(key, str):
             cut = Stretch(key, shape, axis, start, stop)
+        elif not isinstance(key, Stretch):
+            continue
         elif key.placed and key[1:3] == (shape, axis) and key.start <= start and stop <= key.stop:
             cut = Stretch(key.source, shape, axis, start, stop)
         else:

@@ -21,6 +21,7 @@ from archlint.signal.gradient import (
     no_gradient,
     times,
     together,
+    unfolded,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -227,7 +228,7 @@ def _reduce(step: Back) -> list[Gradient | None]:
     if found is None or found.second_moment is None:
         return [UNKNOWN_GRADIENT]
     n = _count(step) if step.node.op == "reduce_mean" else 1
-    origin = g.origin if _count(step) == 1 else step.source(0)
+    origin = g.origin if _count(step) == 1 else unfolded(step, step.ints("axes"), 1 / n)
     return [found.but(second_moment=found.second_moment / n**2, origin=origin, chosen=0.0)]
 
 
