@@ -70,6 +70,7 @@ class GraphBuilder:
         shared: bool = False,
         overwritten: tuple[Overwritten, ...] = (),
         frozen: bool = False,
+        flaw: str = "",
     ) -> str:
         """Declare a parameter and the value that stands for it (same name)."""
         self.parameters[name] = Parameter(
@@ -84,6 +85,7 @@ class GraphBuilder:
             shared,
             overwritten,
             frozen=frozen,
+            flaw=flaw,
         )
         return self.value(name, shape, dtype, parameter=name)
 

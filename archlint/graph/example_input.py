@@ -75,6 +75,21 @@ class Example:
 
 def parameters_of(model: nn.Module) -> list[inspect.Parameter]:
     """The parameters of ``forward``, without ``self``."""
+    schema = (
+        attribute(model.forward, "schema") if isinstance(model, torch.jit.ScriptModule) else None
+    )
+    if schema is not None:  # a traced forward has no other signature
+        return [
+            inspect.Parameter(
+                argument.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=argument.default_value
+                if argument.has_default_value()
+                else inspect.Parameter.empty,
+            )
+            for argument in schema.arguments[1:]
+            if not argument.kwarg_only
+        ]
     try:
         return list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):

@@ -63,7 +63,7 @@ def load_torch(
     graph = recognise(graph)
     if laws is None:
         graph = _fitted(graph)
-    notes = graph.notes
+    notes = (*graph.notes, *_doubles(graph))
     if watched is not None and laws is not None:
         notes = (*notes, *watched.notes, *_estimates(laws, graph))
         graph = replace(graph, unreached=watched.listings.unreached(graph.parameters))
@@ -246,11 +246,26 @@ def _built(target: Any) -> tuple[nn.Module, Record | None, Factory | None]:
             f"{type(target).__name__} is neither a model nor something that builds one",
             "give an nn.Module, or a class or function that returns one",
         )
-    with constructor_sites():
-        made, watched = build(target, sys._getframe(0))
+    try:
+        with constructor_sites():
+            made, watched = build(target, sys._getframe(0))
+    except Exception as problem:
+        if not _exports(problem):
+            raise
+        return _module(target(), target), None, target
     if isinstance(made, torch.export.ExportedProgram):  # its weights are there already
         return _module(target(), target), None, target
     return _module(made, target), watched, target
+
+
+def _exports(problem: BaseException) -> bool:
+    """Whether an exception comes out of ``torch.export``, which wants weights to be there."""
+    trace = problem.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("torch.export"):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _is_loaded(laws: Mapping[str, Recorded], model: nn.Module) -> bool:
@@ -274,6 +289,16 @@ def _estimates(laws: Mapping[str, Recorded], graph: LayerGraph) -> Iterator[str]
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             yield f"the law of {', '.join(names[:_NAMED])}{more} is {what}"
+
+
+def _doubles(graph: LayerGraph) -> Iterator[str]:
+    """Weights in double precision among others that are not: an array of numpy, mostly."""
+    kinds = {n: p.dtype for n, p in graph.parameters.items() if p.trainable and "float" in p.dtype}
+    doubles = [name for name, kind in kinds.items() if kind == "float64"]
+    if doubles and len(doubles) < len(kinds):
+        more = f" and {len(doubles) - _NAMED} more" if len(doubles) > _NAMED else ""
+        left = len(kinds) - len(doubles)
+        yield f"double precision: {', '.join(doubles[:_NAMED])}{more}, unlike {left} other weights"
 
 
 def _module(made: Any, factory: Factory) -> nn.Module:

@@ -48,7 +48,8 @@ class Recorded:
     ``law`` is None where it is not known. ``site`` is the call that decided it. ``clone_of`` names
     the parameter whose random numbers it repeats, ``shared`` says that other parameters depend on
     the same numbers. ``overwritten`` are initializers of which nothing is left. ``elements`` are
-    those of a table that follows from literals, where they are at hand.
+    those of a table that follows from literals, where they are at hand. ``flaw`` says which
+    elements are NaN or infinite, where the law had to be read off them.
     """
 
     law: Distribution | None
@@ -57,6 +58,7 @@ class Recorded:
     shared: bool = False
     overwritten: tuple[Overwritten, ...] = ()
     elements: Tensor | None = field(default=None, repr=False, compare=False)
+    flaw: str = ""
 
 
 @contextlib.contextmanager
@@ -125,7 +127,9 @@ class Record:
             parts, " | ".join([*texts][:3]) or event.text)  # fmt: skip
         if law is not None and law.family == "deterministic":
             law = self._table(tensor, law, parts)
+        flaw = ""
         if law is not None and law.family == "unknown":
+            flaw = self._flaw(tensor)
             law = self._estimated(tensor)
         gone = () if storage is None else tuple(
             Overwritten(e.text, e.site) for e in dict.fromkeys(storage.overwritten)
@@ -133,7 +137,8 @@ class Record:
         )  # fmt: skip
         table = law is not None and law.family == "deterministic"
         return Recorded(law, event.site, overwritten=gone,
-                        elements=self._elements(tensor) if table else None)  # fmt: skip
+                        elements=self._elements(tensor) if table else None,
+                        flaw=flaw)  # fmt: skip
 
     def _elements(self, tensor: Tensor) -> Tensor | None:
         """What stands in a table of a moderate size."""
@@ -163,6 +168,21 @@ class Record:
         if drawn and tensor.numel() >= 256 and not _is_smooth(tensor):
             return replace(fitted, exact=False)
         return law
+
+    def _flaw(self, tensor: Tensor) -> str:
+        """Which elements of a weight are not finite; rows of −∞ are a mask."""
+        if tensor.device.type == "meta" or not self.watcher.has_elements(tensor):
+            return ""
+        if not tensor.requires_grad or not tensor.is_floating_point():
+            return ""
+        elements = tensor.detach()
+        below = elements.isneginf()
+        rows = below.reshape(len(below), -1) if tensor.dim() else below
+        if tensor.dim() > 1 and not rows.all() and bool((rows == rows[:, :1]).all()):
+            below = torch.zeros_like(below)
+        counts = ((elements.isnan(), "NaN"), (elements.isposinf(), "+Inf"), (below, "-Inf"))
+        what = [f"{int(found.sum())} {name}" for found, name in counts if found.any()]
+        return f"{' and '.join(what)} among {tensor.numel()} elements" if what else ""
 
     def _estimated(self, tensor: Tensor) -> Distribution | None:
         """The law of elements that are there, by their looks."""

@@ -402,6 +402,47 @@ def test_no_gradient_comes_back_from_where_none_is_kept(
     assert not any(n.attributes.get("stops_gradient") for n in evaluated.walk())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.jit.script(Base()),
+        lambda: torch.jit.trace(Base(), X),
+        lambda: torch.export.export(Base(), (X,)),
+        lambda: torch.compile(Base()),
+        lambda: nn.DataParallel(Base()),
+    ],
+    ids=["scripted", "traced", "exported", "compiled", "parallel"],
+)
+def test_what_a_factory_may_return(made: Any) -> None:
+    for target in (made, made()):
+        graph = verify(load_torch(target, {"x": ((4, 8), "float32")}))
+        assert [n.op for n in graph.walk()] == ["linear"]
+
+
+class FromNumpy(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8, dtype=torch.float64))
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.fc(x) * self.scale)
+
+
+class Cast(FromNumpy):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.fc(x) * self.scale).float())
+
+
+def test_precisions_that_do_not_go_together_are_refused_as_by_the_kernels() -> None:
+    with pytest.raises(RuntimeError, match="same dtype"):
+        FromNumpy()(X)
+    with pytest.raises(ArchlintError, match=r"head \(Linear\) raised .* float32 and float64"):
+        load_torch(FromNumpy, (X,))
+    assert load_torch(Cast, (X,)).notes == ("double precision: scale, unlike 4 other weights",)
+
+
 class Raises(Base):
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError("no such thing")

@@ -147,7 +147,7 @@ def shrink(config: Any, sizes: Mapping[str, int]) -> Any:
 
 
 def _divide_rotary(config: Any) -> None:
-    """Frequencies of a rotary embedding divided among time, height and width, as 2 to 3 to 3.
+    """Frequencies of a rotary embedding divided among height, width and time, two of them alike.
 
     What the library assumes where a configuration does not say it fits one width of heads.
     """
@@ -157,7 +157,7 @@ def _divide_rotary(config: Any) -> None:
     width = vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
     half = int(width * rotary.get("partial_rotary_factor", 1.0)) // 2
     side = 3 * half // 8
-    rotary["mrope_section"] = [half - 2 * side, side, side]
+    rotary["mrope_section"] = [side, side, half - 2 * side]
 
 
 _MOST_LAYERS = 8
@@ -183,7 +183,10 @@ def kinds_of_transformers() -> list[str]:
 # What the default configuration of a type lacks to be a whole.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 8},
+    "bamba": {"attn_layer_indices": [1]},
     "blip-2": {"image_token_id": 5},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "informer": {"prediction_length": 8},
     "instructblip": {"image_token_id": 5},
     "instructblipvideo": {"video_token_id": 5},
@@ -247,15 +250,44 @@ def _of_sounds(config: Any) -> dict[str, Any]:
     }
 
 
+def _of_scales(config: Any) -> dict[str, Any]:
+    """Images whose quarter is still a patch."""
+    side = int(config.patch_size / min(config.scaled_images_ratios))
+    return {"pixel_values": ((2, 3, side, side), "float32")}
+
+
+def _of_moments(config: Any) -> dict[str, Any]:
+    """Videos, and what is to be found in them."""
+    side = config.visual_prompter_apply and config.max_img_size
+    return {
+        "input_ids": ((2, 32), "int64"),
+        "pixel_values": ((2, config.num_frames, 3, side, side), "float32"),
+        "attention_mask": torch.ones(2, 32, dtype=torch.int64),
+    }
+
+
+def _of_interleaved(config: Any) -> dict[str, Any]:
+    """Texts with an image that every token may attend to."""
+    side = config.vision_config.image_size
+    return {
+        "input_ids": ((2, 32), "int64"),
+        "pixel_values": ((2, 1, 3, side, side), "float32"),
+        "image_attention_mask": torch.ones(2, 32, 1, dtype=torch.int64),
+    }
+
+
 # Inputs that nothing tells, for a configuration.
 _INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "depth_pro": _of_scales,
     "fastspeech2_conformer": _of_speech,
     "fastspeech2_conformer_with_hifigan": _of_speech,
     "gemma3n_audio": _of_sounds,
+    "idefics": _of_interleaved,
     "minicpm_ocr_vision": _of_packed_patches,
     "minicpmv4_7_vision": _of_packed_patches,
     "omdet-turbo": _of_classes,
     "pi0": _of_robots,
+    "tvp": _of_moments,
 }
 
 

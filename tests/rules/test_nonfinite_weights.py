@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archlint.finding import Severity
 from archlint.linter import check
@@ -43,6 +44,35 @@ def test_module_and_file(trained: bool, tmp_path: Path) -> None:
         assert finding.message.startswith(
             "0.weight holds 1 NaN among 4096 elements, the first at [3, 4]: "
         )
+
+
+class Computed(nn.Module):
+    """A constructor whose arithmetic has no law."""
+
+    def __init__(self, after: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+        with torch.no_grad():
+            after(self.body.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x)))
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (lambda w: w.sqrt_(), "NaN"),
+        (lambda w: w.div_(0), "+Inf and "),
+        (lambda w: w.mul_(torch.ones(1).std()), "4096 NaN"),
+        (lambda w: w[0].log_(), "NaN among 4096 elements"),
+    ],
+)
+def test_what_a_constructor_computes(after: Callable[[Tensor], object], told: str) -> None:
+    (finding,) = check(lambda: Computed(after), inputs={"x": ((2, 64), None)}).findings
+    assert finding.code == "ARC616"
+    assert finding.message.startswith("body.weight holds")
+    assert told in finding.message
 
 
 def test_a_mask_of_a_file(tmp_path: Path) -> None:

@@ -412,6 +412,7 @@ class Lowerer:
                 shared=found.shared,
                 overwritten=found.overwritten,
                 frozen=bool(node.meta.get("frozen")),
+                flaw=found.flaw,
             )
         return V(name, shape, dtype, parameter=True)
 

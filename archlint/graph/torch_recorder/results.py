@@ -62,6 +62,7 @@ class Results:
         with torch._C._DisableTorchDispatch():  # no tensor here has one of its own
             if plan is not None:
                 return _carried_out(plan, tensors)
+            _refuse_mixed(func, tensors)
             spec = _told(func, args, kwargs, tensors)
             if spec is not None:
                 self._plans[key] = spec
@@ -73,6 +74,30 @@ class Results:
                 if plan is not None:
                     self._plans[key] = plan
             return result
+
+
+_PRODUCTS = frozenset(
+    [
+        "linear",
+        "matmul",
+        "mm",
+        "addmm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+    ]
+)
+
+
+def _refuse_mixed(func: Callable[..., Any], tensors: list[Tensor]) -> None:
+    """Raise as kernels do where factors differ in precision, which shape functions let pass."""
+    kinds = {t.dtype for t in tensors}
+    if len(kinds) > 1 and kinds <= _FLOATS and name_of(func).name in _PRODUCTS:
+        names = " and ".join(sorted(str(k).removeprefix("torch.") for k in kinds))
+        raise RuntimeError(f"expected factors to have the same dtype, but got {names}")
 
 
 def tensors_of(args: Any, kwargs: Any) -> list[Tensor]:
