@@ -454,6 +454,9 @@ def _made(watcher: Watcher, call: Call) -> Any:
     if name in _SIZED:
         numel = math.prod(call.args[0])
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    elif name == "arange" and len(call.args) < 3 and all(type(n) is int for n in call.args):
+        start, end = (0, *call.args)[-2:]  # torch takes its time to tell the size on meta
+        numel, dtype = end - start, kwargs.get("dtype") or torch.int64
     else:
         shape_only = call.func(*call.args, **kwargs)
         numel, dtype = shape_only.numel(), shape_only.dtype
