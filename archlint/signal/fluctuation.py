@@ -45,6 +45,7 @@ from archlint.signal.offsets import Pairs, Window, around, convolved
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
+    binomial,
     norm_law,
     normal_law,
     part_law,
@@ -628,10 +629,7 @@ def peak_of_masked(width: float, kurtosis: float, chance: float) -> float:
     if n > 2000:
         return k / max(n * chance, 1.0)
     b = np.arange(1, n + 1, dtype=np.float64)
-    logs = np.array([-math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in b])
-    logs += b * (math.log(chance) - math.log1p(-chance))
-    weight: Floats = np.exp(logs - logs.max())
-    return float((weight / weight.sum()) @ (k / (b + k - 1)))
+    return float(binomial(n, 1, n, chance) @ (k / (b + k - 1)))
 
 
 @_rule("glu")

@@ -251,14 +251,14 @@ def _rectified(n: int, slope: float, excess: float, chance: float) -> LogLaw:
     if s2 > 0.0:
         if n > _EXACT_BELOW:
             return norm_law((6 * (1 + s2 * s2) / (1 + s2) ** 2 - 3) / n)
-        weight = _binomial(n, 0, n, 0.5)
+        weight = binomial(n, 0, n, 0.5)
         mean, inner, third = _logs_of_mixtures(n, s2)
         level = math.log((1 + s2) / 2)
     else:
         centre = n * chance
         reach = 10 * math.sqrt(centre * (1 - chance)) + 2  # in standard deviations of B
         low, high = max(int(centre - reach), 1), min(int(centre + reach) + 1, n)
-        weight = _binomial(n, low, high, chance)
+        weight = binomial(n, low, high, chance)
         b = np.append(np.arange(low, high + 1, dtype=np.float64), n)
         mean = digamma_of(b / 2) - excess / (2 * (b + 2))
         inner = trigamma_of(b / 2) + excess / (b + 2)
@@ -280,7 +280,7 @@ def _log_factorials(count: int) -> Floats:
     return np.array([math.lgamma(k + 1) for k in range(count)])
 
 
-def _binomial(n: int, low: int, high: int, p: float) -> Floats:
+def binomial(n: int, low: int, high: int, p: float) -> Floats:
     """P(B = b) for b = low … high, B ~ Bin(n, p), scaled to the sum one."""
     table = _log_factorials(1 << n.bit_length())
     logs = -table[low : high + 1] - table[n - high : n - low + 1][::-1]

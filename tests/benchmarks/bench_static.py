@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 
+import archlint.signal.predictions  # noqa: F401  (imported where a rule asks; not timed)
 import tests.conftest  # noqa: F401  (torchvision without its compiled operators)
 from archlint import linter
 from archlint.graph import from_torch
