@@ -519,6 +519,46 @@ def test_parametrised_and_lazy_layers() -> None:
     assert graph.parameters["normed.parametrizations.weight.original1"].law is not None
 
 
+class Written(nn.Module):
+    """What is watched where it is made, on small tensors and on large ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for n in (8, 300):
+            a, b = torch.empty(n, n), torch.empty((n, 4), dtype=torch.float64)
+            init.kaiming_uniform_(a, a=math.sqrt(5))
+            a[: n // 2].fill_(3)
+            b.uniform_(-0.9, to=0.9).erfinv_().mul_(0.02 * math.sqrt(2)).add_(0).clamp_(max=0.03)
+            c = torch.zeros(n)
+            c.normal_(std=2.0)
+            d = torch.ones([n, n], device=torch.device("cpu"))
+            d[:, :2].zero_()
+            self.tensors = nn.ParameterList(nn.Parameter(t) for t in (a, b, c, d))
+            self.norm = nn.BatchNorm2d(n)
+            init.constant_(self.norm.weight, 0.5)
+            self.register_buffer("step", torch.tensor(2.5, dtype=torch.float64))
+            self.register_buffer("table", torch.arange(3, n))
+            setattr(self, f"part{n}", nn.ModuleList([*self.children()]))
+
+
+def test_what_is_watched_where_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same laws, sites and initializers that were overwritten as by torch's dispatcher."""
+    found = laws_of(Written)
+    monkeypatch.setattr("archlint.initialization.record.watched", lambda *_: None)
+    dispatched = laws_of(Written)
+    assert found == dispatched
+    families = [r.law.family for r in found.values() if r.law is not None]
+    assert len(families) == len(found)
+    assert {"normal", "mixture", "constant", "deterministic"} <= set(families)
+
+
+def test_a_call_that_torch_refuses_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="in-place"):
+        build(lambda: nn.Linear(4, 4).weight.fill_(1.0))
+    with pytest.raises(RuntimeError, match="negative"):
+        build(lambda: torch.empty(-1))
+
+
 @pytest.mark.slow
 def test_llama_of_70_billion_parameters_is_recorded_in_seconds() -> None:
     transformers = pytest.importorskip("transformers")

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from archlint.config import Config
 from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph
+from archlint.linter import chosen_rules, lint
 from archlint.signal.activations import activation
 from archlint.signal.analysis import analyse
 from archlint.signal.backpropagate import gradients
@@ -370,6 +372,18 @@ def test_zero_and_unknown() -> None:
     graph = load_torch(lambda: On(lambda x, f: torch.linalg.qr(f(x))[0], nn.Linear(8, 8)),
                        {"x": ((8, 8), "float32")})  # fmt: skip
     assert gradients(graph, propagate(graph))[graph.inputs[0]].second_moment is None
+
+
+def test_a_healthy_network_is_linted_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rule asks for them where every layer is followed by a norm."""
+    analysis = analyse(load_torch(
+        lambda: nn.Sequential(*[layer for _ in range(6) for layer in (
+            nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU())]),
+        {"input": ((2, 3, 32, 32), "float32")}))  # fmt: skip
+    monkeypatch.setattr("archlint.signal.predictions.predict", None)
+    findings, silences = lint(analysis, chosen_rules(Config()))
+    assert not findings
+    assert silences
 
 
 def test_analysis_carries_the_gradient() -> None:
