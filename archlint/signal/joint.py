@@ -33,6 +33,7 @@ _MOST_OPENED = 64  # nodes that are taken apart
 _MOST_TERMS = 48
 _FEWEST = 16  # elements over which a norm's mean and variance are what they are expected to be
 _FAINT = 0.1  # the share of its mean's square in the variance up to which a norm is such
+_CLOSE = 5e-3  # relative error up to which a mean may seem greater than what it is the mean of
 _NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})
 _PAIRS = ("position_correlation", "sample_correlation", "cross_correlation")
 Shape = tuple[int | None, ...]
@@ -617,7 +618,7 @@ class _Algebra:
     def _rest(self, x: Signal, m: Signal) -> Signal | None:
         """x − m: what two elements have in common is what those of x have less those of m."""
         q = (x.second_moment or 0.0) - (m.second_moment or 0.0)
-        if q < -1e-9 * (x.second_moment or 0.0):
+        if q < -_CLOSE * (x.second_moment or 0.0):
             return None
         q = max(q, 0.0)
 

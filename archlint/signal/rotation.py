@@ -132,16 +132,21 @@ def _wave(step: Step, value: str | None) -> Node | None:
 
 
 def _part(step: Step, split: Node, value: str | None) -> str | None:
-    """The part of a concatenation that is split off again; None where it is none."""
-    whole = step.graph.producer.get(split.inputs[0] or "")
+    """The part of a concatenation that is split off again, perhaps of one entry along another
+    axis; None where it is none."""
     axis = int(str(split.attributes["axis"]))
+    whole = step.graph.producer.get(split.inputs[0] or "")
+    while whole is not None and whole.op == "select_index":
+        axis += int(str(whole.attributes["axis"])) <= axis
+        whole = step.graph.producer.get(whole.inputs[0] or "")
     if whole is None or whole.op != "concat" or whole.attributes["axis"] != axis:
         return None
 
-    def edges(values: Sequence[str | None]) -> list[tuple[int, int]]:
-        sizes = [known_size(step.graph.shape(v), (axis,)) or 0 for v in values]
+    def edges(values: Sequence[str | None], at: int) -> list[tuple[int, int]]:
+        sizes = [known_size(step.graph.shape(v), (at,)) or 0 for v in values]
         return [(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
-    own = edges(split.outputs)[split.outputs.index(value or "")]
-    return next((part for part, edge in zip(whole.inputs, edges(whole.inputs), strict=True)
-                 if edge == own), None)  # fmt: skip
+    own = edges(split.outputs, int(str(split.attributes["axis"])))
+    mine = own[split.outputs.index(value or "")]
+    return next((part for part, edge in zip(whole.inputs, edges(whole.inputs, axis), strict=True)
+                 if edge == mine), None)  # fmt: skip
