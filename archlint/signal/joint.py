@@ -631,6 +631,12 @@ class _Algebra:
         return Signal(0.0, q, None, None, x.odd_in, 0, x.roles, gaussian=x.gaussian).but(
             **{name: less(name) for name in _PAIRS})  # fmt: skip
 
+    def _is_maximum(self, root: Place) -> bool:
+        """Whether a root is a maximum of normals: skewed, but not so that it matters here."""
+        node = self.graph.producer.get(root.value)
+        before = None if node is None else self.step.signals.get(node.inputs[0] or "")
+        return node is not None and "max_pool" in node.op and before is not None and before.gaussian
+
     def _share(self, a: Place, b: Place, by_means: bool) -> bool:
         """Whether two roots have a source in common, or one a mean of a source of the other."""
         one, two = self._base(a), self._base(b)
@@ -663,7 +669,7 @@ class _Algebra:
                     return a, b
         for root in roots:
             inside = any(t.factors.get(root) is not None for t in expression)
-            if inside and not self.signal_at(root).gaussian:
+            if inside and not self.signal_at(root).gaussian and not self._is_maximum(root):
                 return (root,)
         return ()
 
