@@ -126,3 +126,4 @@ def test_experts_of_mixtral() -> None:
         assert abs(row.forward) <= 0.06 + noise, row.module
         assert row.gradient is not None
         assert abs(row.gradient) <= 0.3 + noise, row.module
+        assert row.position is None or abs(row.position) <= 0.12, row.module
