@@ -98,6 +98,18 @@ class Activation:
         return tuple(round((kink - mean) / deviation, 12) for kink in self.kinks)
 
 
+@lru_cache(maxsize=1024)
+def composed(outer: Activation, inner: Activation) -> Activation:
+    """x ↦ outer(inner(x))."""
+    f, g = outer.function, inner.function
+    return Activation(
+        f"{outer.name} of {inner.name}", lambda x: f(g(x)),
+        lambda x: outer.derivative(g(x)) * inner.derivative(x),
+        inner.kinks, outer.one_sided, outer.homogeneous and inner.homogeneous,
+        outer.saturating or inner.saturating, outer.odd and inner.odd,
+    )  # fmt: skip
+
+
 @lru_cache(maxsize=65536)
 def _moments(activation: Activation, mean: float, variance: float) -> Moments:
     deviation = math.sqrt(variance)

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from archlint.signal.activations import Activation, activation, leaky_relu
+from archlint.signal.activations import Activation, activation, composed, leaky_relu
 from archlint.signal.arithmetic import added, aligned, multiplied, scaled
 from archlint.signal.joint import together
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.ranking import normalised
+from archlint.signal.ranking import beside_zeros, normalised
 from archlint.signal.rotation import rotated
 from archlint.signal.squares import (
     before_root,
@@ -60,6 +60,42 @@ def through(x: Signal, phi: Activation) -> Signal:
     ).but(**paired(x, pair))  # fmt: skip
 
 
+def applied(step: Step, phi: Activation) -> Signal:
+    """φ of the first input: where that is a function ψ of a normal variable, φ∘ψ of this one."""
+    x = step.signal(0)
+    if x.one_sided > 0 and keeps_positive(phi):
+        return x
+    before, inner = nested(step)
+    if inner is None:
+        return through(x, phi)
+    return through(before, composed(phi, inner)).but(roles=x.roles)
+
+
+def nested(step: Step) -> tuple[Signal, Activation | None]:
+    """The first input as a function of a normal variable, None where it is taken for one itself.
+    Zeros that are added change nothing, such as a residual branch that begins at zero."""
+    value, inner = step.value(0), None
+    for _ in range(_MOST_NESTED):
+        node = step.graph.producer.get(value or "")
+        psi = activation(node.op, node.attributes) if node is not None else None
+        if node is not None and psi is not None:
+            inner = psi if inner is None else composed(inner, psi)
+            value = node.inputs[0]
+        elif node is None or node.op != "add":
+            break
+        elif (left := beside_zeros(step.signals, node)) is not None:
+            value = left
+        else:
+            break
+    x = step.signals.get(value or "", UNKNOWN_SIGNAL)
+    if not x.known or len(x.roles) != len(step.signal(0).roles):
+        return step.signal(0), None
+    return x, inner
+
+
+_MOST_NESTED = 32
+
+
 def keeps_positive(phi: Activation) -> bool:
     """Whether φ(x) = x for x ≥ 0, as of ReLU and its leaky kin: a second one changes nothing."""
     return phi.homogeneous and float(phi.function(np.ones(1))[0]) == 1.0
@@ -71,13 +107,13 @@ def _squared(step: Step) -> Signal:
     phi = activation("square", {})
     if exact is not None or phi is None:
         return exact or UNKNOWN_SIGNAL
-    return through(step.signal(0), phi)
+    return applied(step, phi)
 
 
 def _activation(step: Step) -> Signal:
     """A nonlinearity of the vocabulary (signal.activations)."""
     phi = activation(step.node.op, step.node.attributes)
-    return UNKNOWN_SIGNAL if phi is None else through(step.signal(0), phi)
+    return UNKNOWN_SIGNAL if phi is None else applied(step, phi)
 
 
 transfers(
@@ -303,7 +339,7 @@ def _pow(step: Step) -> Signal:
         power = int(p)
         phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1),
                          one_sided=1 if power % 2 == 0 else 0, odd=power % 2 == 1)  # fmt: skip
-        return through(step.signal(0), phi)
+        return applied(step, phi)
     return steady_power(step.signal(0), p) if step.signal(0).one_sided > 0 else UNKNOWN_SIGNAL
 
 

@@ -141,7 +141,7 @@ def _scores(
             value = node.inputs[0]
         elif node.op == "masked_fill" and (found := _groups(graph, node.inputs[1])) is not None:
             groups, value = found, node.inputs[0]
-        elif node.op == "add" and (left := _beside_zeros(signals, node)) is not None:
+        elif node.op == "add" and (left := beside_zeros(signals, node)) is not None:
             value = left
         else:
             break
@@ -179,7 +179,7 @@ def _softmax(z: Floats) -> Floats:
     return np.asarray(e / e.sum(axis=1, keepdims=True), np.float64)
 
 
-def _beside_zeros(signals: Mapping[str, Signal], node: Node) -> str | None:
+def beside_zeros(signals: Mapping[str, Signal], node: Node) -> str | None:
     """The operand to which zeros are added, such as a correction that starts at zero."""
     for value, other in (node.inputs[:2], node.inputs[1::-1]):
         if signals.get(other or "", UNKNOWN_SIGNAL).second_moment == 0:

@@ -61,6 +61,12 @@ def _case(name: str, shape: tuple[int, ...], run: Callable[..., Any], slack: flo
                 pairs)  # fmt: skip
 
 
+def zeros(layer: nn.Linear) -> nn.Linear:
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
 def _relu_conv(**options: Any) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(),
                                  nn.Conv2d(24, 24, 3, **options))  # fmt: skip
@@ -264,6 +270,9 @@ CASES = [
           pairs=0.05),
     _case("attention sharp", TOKENS, lambda n, x: _attend(n, x, scale=1.2), stem=_tokens,
           qkv=lambda: nn.Linear(96, 288), slack=0.04),
+    _case("square of relu", ROW, lambda n, x: torch.relu(n.a(x)).square(),
+          a=lambda: nn.Linear(48, 64), slack=0.02),
+    _case("silu of silu beside zeros", ROW, lambda n, x: F.silu(F.silu(n.a(x)) + n.b(x)), a=lambda: nn.Linear(48, 64), b=lambda: zeros(nn.Linear(48, 64))),
     _case("steps masked by one vector", TOKENS, lambda n, x: torch.relu(n.a(x)).index_put(
         (STEPS,), n.b.bias), a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(1, 64), slack=0.02),
     _case("maximum side by side", IMAGE, lambda n, x: F.max_pool2d(torch.cat([torch.relu(n.a(

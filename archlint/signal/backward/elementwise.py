@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from archlint.signal.activations import Activation, activation, leaky_relu
+from archlint.signal.activations import Activation, activation, composed, leaky_relu
 from archlint.signal.arithmetic import added
-from archlint.signal.elementwise import steady_power
+from archlint.signal.elementwise import nested, steady_power
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -68,6 +68,26 @@ def through(g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None]
     )  # fmt: skip
 
 
+def applied(step: Back, g: Gradient, phi: Activation) -> Gradient:
+    """φ′·g at the first input. Where that is ψ(z) of a normal z, which ψ′(z) comes after, φ′ counts
+    by ψ′²: E (φ∘ψ)′²/E ψ′² of E g², and the like of pairs."""
+    x, shape = step.signal(0), step.shape(0)
+    found = through(g, x, phi, shape)
+    before, inner = nested(step)
+    if inner is None or g.zero or not found.second_moment:
+        return found
+    whole = through(g, before, composed(phi, inner), shape)
+    after = through(g, before, inner, shape)
+    if not whole.second_moment or not after.second_moment or not g.second_moment:
+        return found
+    along = tuple(
+        c if c is None or w is None or not a else min(c * w / a, 1.0)
+        for c, w, a in zip(g.along, whole.along, after.along, strict=True)
+    )
+    second = g.second_moment * whole.second_moment / after.second_moment
+    return replace(found, second_moment=second, along=along)
+
+
 def _centred(x: Signal, c: float) -> float:
     """The correlation coefficient from E[x x′]/E x²."""
     variance = x.variance or 0.0
@@ -111,7 +131,7 @@ def _selected(step: Back, i: int, phi: Activation) -> Gradient:
     x, g = step.signal(i), step.gradient
     if phi.name == "relu" and x.one_sided > 0 and not _has_zeros(step, i):
         return g
-    return through(g, x, phi, step.shape(i))
+    return applied(step, g, phi) if i == 0 else through(g, x, phi, step.shape(i))
 
 
 def _has_zeros(step: Back, i: int) -> bool:
@@ -131,8 +151,7 @@ backwards(
 @backwards("square")
 def _square(step: Back) -> list[Gradient]:
     phi = activation("square", {})
-    return [UNKNOWN_GRADIENT if phi is None else through(step.gradient, step.signal(0), phi,
-                                                         step.shape(0))]  # fmt: skip
+    return [UNKNOWN_GRADIENT if phi is None else applied(step, step.gradient, phi)]
 
 
 @backwards("pow")
@@ -148,7 +167,7 @@ def _pow(step: Back) -> list[Gradient]:
         return [_of_power(step, step.gradient, x, p) if x.one_sided > 0 else UNKNOWN_GRADIENT]
     power = int(p)
     phi = Activation(f"pow{power}", lambda x: x**power, lambda x: power * x ** (power - 1))
-    return [through(step.gradient, step.signal(0), phi, step.shape(0))]
+    return [applied(step, step.gradient, phi)]
 
 
 @backwards("prelu")
