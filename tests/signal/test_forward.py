@@ -272,7 +272,8 @@ CASES = [
           qkv=lambda: nn.Linear(96, 288), slack=0.04),
     _case("square of relu", ROW, lambda n, x: torch.relu(n.a(x)).square(),
           a=lambda: nn.Linear(48, 64), slack=0.02),
-    _case("silu of silu beside zeros", ROW, lambda n, x: F.silu(F.silu(n.a(x)) + n.b(x)), a=lambda: nn.Linear(48, 64), b=lambda: zeros(nn.Linear(48, 64))),
+    _case("silu of silu beside zeros", ROW, lambda n, x: F.silu(F.silu(n.a(x)) + n.b(x)),
+          a=lambda: nn.Linear(48, 64), b=lambda: zeros(nn.Linear(48, 64))),
     _case("steps masked by one vector", TOKENS, lambda n, x: torch.relu(n.a(x)).index_put(
         (STEPS,), n.b.bias), a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(1, 64), slack=0.02),
     _case("maximum side by side", IMAGE, lambda n, x: F.max_pool2d(torch.cat([torch.relu(n.a(
