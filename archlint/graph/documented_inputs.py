@@ -99,6 +99,8 @@ def spec_named(model: nn.Module, name: str, shape: tuple[int, ...], kind: str = 
         return known(torch.tensor([[1, GRID, GRID]]).expand(*shape).contiguous())
     if name.endswith("_sizes") and len(shape) == 1:  # such as how many patches are merged into one
         return known(torch.ones(shape, dtype=torch.int64))
+    if name.endswith(("_sizes", "_shapes")) and shape[-1:] == (2,):  # in patches, as of grids
+        return known(torch.full(shape, GRID, dtype=torch.int64))
     if name.endswith("position_ids") and len(shape) == 2:
         return known(torch.arange(shape[-1]).expand(shape).contiguous())
     if "mask" in name and "Float" not in kind and len(shape) <= 3:

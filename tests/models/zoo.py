@@ -89,6 +89,8 @@ _TINY: dict[str, int] = {
     "v_head_dim": 8,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
     "vocab_size": 256,
 }
 _SHALLOW: dict[str, int] = {
@@ -180,17 +182,19 @@ def kinds_of_transformers() -> list[str]:
     return list(MODEL_MAPPING_NAMES)
 
 
+_AHEAD = {"prediction_length": 8, "context_length": 8, "num_time_features": 1}
+
 # What the default configuration of a type lacks to be a whole.
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "autoformer": {"prediction_length": 8},
+    "autoformer": _AHEAD,
     "bamba": {"attn_layer_indices": [1]},
     "blip-2": {"image_token_id": 5},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
-    "informer": {"prediction_length": 8},
+    "informer": _AHEAD,
     "instructblip": {"image_token_id": 5},
     "instructblipvideo": {"video_token_id": 5},
-    "time_series_transformer": {"prediction_length": 8},
+    "time_series_transformer": _AHEAD,
     "xmod": {"default_language": "en_XX"},
 }
 
@@ -276,17 +280,32 @@ def _of_interleaved(config: Any) -> dict[str, Any]:
     }
 
 
+def _of_series(config: Any) -> dict[str, Any]:
+    """Values until now, as long as the context and the lags go back, and those to come."""
+    past, future = config.context_length + max(config.lags_sequence), config.prediction_length
+    return {
+        "past_values": ((2, past), "float32"),
+        "past_time_features": ((2, past, config.num_time_features), "float32"),
+        "past_observed_mask": torch.ones(2, past),
+        "future_values": ((2, future), "float32"),
+        "future_time_features": ((2, future, config.num_time_features), "float32"),
+    }
+
+
 # Inputs that nothing tells, for a configuration.
 _INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "autoformer": _of_series,
     "depth_pro": _of_scales,
     "fastspeech2_conformer": _of_speech,
     "fastspeech2_conformer_with_hifigan": _of_speech,
     "gemma3n_audio": _of_sounds,
     "idefics": _of_interleaved,
+    "informer": _of_series,
     "minicpm_ocr_vision": _of_packed_patches,
     "minicpmv4_7_vision": _of_packed_patches,
     "omdet-turbo": _of_classes,
     "pi0": _of_robots,
+    "time_series_transformer": _of_series,
     "tvp": _of_moments,
 }
 
@@ -307,8 +326,11 @@ def configuration(kind: str, sizes: Mapping[str, int]) -> Any:
     """The default configuration of a type of ``transformers``, made smaller."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = shrink(CONFIG_MAPPING[kind](), sizes)
-    for name, value in _SETTINGS.get(kind, {}).items():
+    settings = _SETTINGS.get(kind, {})
+    lists = {name: value for name, value in settings.items() if isinstance(value, list)}
+    single = {name: value for name, value in settings.items() if name not in lists}
+    config = shrink(CONFIG_MAPPING[kind](**single), sizes)
+    for name, value in lists.items():  # of as many as there are layers now
         setattr(config, name, value)
     return config
 
