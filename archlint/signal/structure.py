@@ -462,8 +462,23 @@ def _segments(graph: LayerGraph, signals: Signals, adds: set[str]) -> Iterator[S
         head = None
         if last.ends == "output" and last.node.output in outputs and _is_head(layers[-1]):
             head = layers.pop()
-        if layers:
-            yield Segment(tuple(layers), begins, last.ends, head)
+        kept = _within_numbers(layers)
+        if kept:
+            whole = len(kept) == len(layers)
+            yield Segment(kept, begins, last.ends if whole else "unknown", head)
+
+
+_BEYOND = 150.0  # decades of a squared length
+
+
+def _within_numbers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers up to where the squared length is more, or less, than a number can be."""
+    total = 0.0
+    for i, layer in enumerate(layers):
+        if layer.gain is None or not layer.gain or not math.isfinite(layer.gain):
+            return tuple(layers if abs(total) < _BEYOND else layers[:i])
+        total += math.log10(layer.gain)
+    return tuple(layers)
 
 
 def _is_head(layer: Layer) -> bool:

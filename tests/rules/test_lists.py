@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from archlint.finding import Severity
 from archlint.linter import check
 from archlint.testing import lint_module
-from tests.rules.models import MUST_FIRE, MUST_NOT_FIRE, Siamese
+from tests.rules.models import MUST_FIRE, MUST_NOT_FIRE, Siamese, mlp
 
 VECTORS = {"default_mlp_20", "default_mlp_30", "glorot_mlp_20", "gelu_he_30", "he_50x15",
            "he_residual_20", "relu_ended_root"}  # fmt: skip
@@ -72,3 +73,16 @@ def test_the_same_net_of_thirty_default_layers_has_one_finding() -> None:
     assert finding.evidence["log10_gain"] == pytest.approx(-30 * 0.77815, rel=1e-3)
     assert finding.suggestion is not None
     assert finding.suggestion.values["std"] == pytest.approx((2 / 128) ** 0.5)
+
+
+@pytest.mark.parametrize("std", [1e-6, 1e6])
+def test_a_length_beyond_what_numbers_hold(std: float) -> None:
+    def drawn(layer: nn.Linear) -> nn.Linear:
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    found = [f for f in lint_module(lambda: mlp(40, 64, drawn)) if f.code == "ARC101"]
+    assert [f.severity for f in found] == [Severity.ERROR]
+    gain = found[0].evidence["gain_per_layer"]
+    assert gain == pytest.approx(64 * std**2 / 2, rel=0.05)
