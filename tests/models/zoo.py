@@ -86,6 +86,7 @@ _TINY: dict[str, int] = {
     "d_kv": 8,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
+    "qk_head_dim": 16,
     "v_head_dim": 8,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
