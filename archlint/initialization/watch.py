@@ -451,6 +451,8 @@ def _made(watcher: Watcher, call: Call) -> Any:
     if "generator" in kwargs:  # one of the CPU does not fit; some overloads ask for the argument
         kwargs["generator"] = None
     shape_only: Any = None
+    if isinstance(kwargs.get("dtype"), type):  # bool, int, float, complex
+        kwargs["dtype"] = torch.empty(0, dtype=kwargs["dtype"]).dtype
     if name in _SIZED:
         numel = math.prod(call.args[0])
         dtype = kwargs.get("dtype") or torch.get_default_dtype()

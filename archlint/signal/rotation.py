@@ -124,6 +124,9 @@ def _wave(step: Step, value: str | None) -> Node | None:
         if node.op == "split":  # such as what turns rows and what turns columns
             value = _part(step, node, value)
             continue
+        if node.op == "concat" and len(set(node.inputs)) == 1:  # both halves of the features
+            value = node.inputs[0]
+            continue
         scales = node.op == "mul" and any(step.graph.constant(v) is not None for v in node.inputs)
         if node.op not in _MOVES and not scales:
             return None

@@ -221,6 +221,8 @@ def rectified_law(
     such as dropout, is the same (without a slope). For widths between two whole numbers the mean
     of the two.
     """
+    if math.isinf(width):
+        return CERTAIN
     low = math.floor(width)
     if low < 1:
         low, width = 1, 1.0

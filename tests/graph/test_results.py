@@ -127,12 +127,16 @@ def _cases() -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
 
 @torch.no_grad()
 def test_results_are_torchs_own() -> None:
-    """A call gives what torch gives, the first time and when it is remembered; errors pass."""
+    """A call gives what torch gives, the first time and when it is remembered; errors pass. Kernels
+    refuse products of two precisions, which shape functions let pass."""
     memory = Results(modes=1)
     told = 0
     for function, args, kwargs in _cases():
         for _ in range(2):
             expected = _of(function, _fresh(args), kwargs)
+            kinds = {a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()}
+            if function in (torch.matmul, F.linear) and len(kinds) > 1:
+                expected = RuntimeError
             found = _of(memory.of, (function, _fresh(args), kwargs), {})
             assert found == expected, (function, args, kwargs)
         told += isinstance(expected, tuple)

@@ -571,3 +571,19 @@ def test_llama_of_70_billion_parameters_is_recorded_in_seconds() -> None:
     assert weight is not None
     assert weight.family == "normal"
     assert weight.std == pytest.approx(0.02)
+
+
+def test_dtypes_by_the_names_of_python() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tril(torch.ones((4, 4), dtype=bool)))
+            self.register_buffer("scale", torch.zeros(4, dtype=float))
+            self.register_buffer("kept", torch.empty((3,), dtype=bool).fill_(True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.double() * self.scale).masked_fill(~self.mask, 0.0)
+
+    model, _ = build(Masked)
+    kinds = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    assert kinds == {"mask": torch.bool, "scale": torch.float64, "kept": torch.bool}

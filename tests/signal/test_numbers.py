@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from archlint.graph.from_torch import load_torch
 from archlint.signal.analysis import analyse
+from archlint.signal.spread import CERTAIN, rectified_law
 
 
 class Pooled(nn.Module):
@@ -30,3 +31,7 @@ def test_padding_by_the_lowest_number() -> None:
         for s in map(analysis.prediction, analysis.signals):
             assert not any(isinstance(x, float) and math.isnan(x) for x in vars(s).values())
         assert (analysis.signals[analysis.graph.outputs[0]].second_moment is not None) is known
+
+
+def test_a_mask_over_no_end_of_elements_leaves_nothing_to_chance() -> None:
+    assert rectified_law(math.inf, 0.0, 0.0, 0.9) == CERTAIN
