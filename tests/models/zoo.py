@@ -293,6 +293,11 @@ def _of_series(config: Any) -> dict[str, Any]:
     }
 
 
+def _of_many_queries(config: Any) -> dict[str, Any]:
+    """An image with as many places as the decoder has queries."""
+    return {"pixel_values": ((2, 3, 560, 560), "float32")}
+
+
 # Inputs that nothing tells, for a configuration.
 _INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "autoformer": _of_series,
@@ -306,6 +311,7 @@ _INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "minicpmv4_7_vision": _of_packed_patches,
     "omdet-turbo": _of_classes,
     "pi0": _of_robots,
+    "rf_detr": _of_many_queries,
     "time_series_transformer": _of_series,
     "tvp": _of_moments,
 }
