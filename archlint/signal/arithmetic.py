@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from archlint.signal.moments import Role, Signal
+from archlint.graph.model import Node
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import Step, both_paired, correlated, merged_groups
 
 
@@ -146,6 +148,14 @@ def multiplied(a: Signal, b: Signal) -> Signal:
 def _product_groups(a: Signal, b: Signal) -> tuple[frozenset[str], ...]:
     """A product is odd in what exactly one factor is odd in."""
     return tuple(g for g in (*a.odd_in, *b.odd_in) if (g in a.odd_in) != (g in b.odd_in))
+
+
+def beside_zeros(signals: Mapping[str, Signal], node: Node) -> str | None:
+    """The operand to which zeros are added, such as a correction that starts at zero."""
+    for value, other in (node.inputs[:2], node.inputs[1::-1]):
+        if signals.get(other or "", UNKNOWN_SIGNAL).second_moment == 0:
+            return value
+    return None
 
 
 def scaled(x: Signal, factor: float) -> Signal:

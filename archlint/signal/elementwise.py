@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from archlint.signal.activations import Activation, activation, composed, leaky_relu
-from archlint.signal.arithmetic import added, aligned, multiplied, scaled
+from archlint.signal.arithmetic import added, aligned, beside_zeros, multiplied, scaled
 from archlint.signal.joint import together
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.ranking import beside_zeros, normalised
+from archlint.signal.ranking import normalised
 from archlint.signal.rotation import rotated
 from archlint.signal.squares import (
     before_root,

@@ -18,8 +18,10 @@ import numpy.typing as npt
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import attribute
 from archlint.signal.activations import activation
+from archlint.signal.arithmetic import beside_zeros
 from archlint.signal.gaussian import Floats
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.squares import held_above, is_tiny
 from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
 
 _NUMBERS = 1 << 19  # in a sample
@@ -37,11 +39,16 @@ def _sorted_normals(n: int) -> Floats:
 
 class Groups(NamedTuple):
     """Only the ``chosen`` of ``total`` groups may be picked from, those whose ``best`` scores have
-    the greatest sum (DeepSeek-V2 and V3)."""
+    the greatest sum (DeepSeek-V2 and V3). The scores of the others become ``fill``."""
 
     total: int
     chosen: int
     best: int
+    fill: float
+
+    def hold(self, k: int, n: int, scores: Floats) -> bool:
+        """Whether the k greatest of n are all picked from the chosen groups."""
+        return k <= self.chosen * (n // self.total) and self.fill <= float(scores.min())
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +78,14 @@ class Scores(NamedTuple):
     groups: Groups | None
 
 
+def _maker(graph: LayerGraph, value: str | None) -> Node | None:
+    """The node that makes a value, behind those that hand it on."""
+    node = graph.producer.get(value or "")
+    while node is not None and node.op in ("identity", "cast"):
+        node = graph.producer.get(node.inputs[0] or "")
+    return node
+
+
 class Picked(NamedTuple):
     """The scores that a router picks: [sample, k], greatest first, and their logits."""
 
@@ -81,13 +96,9 @@ class Picked(NamedTuple):
 def picked(step: Step, value: str | None) -> Picked | None:
     """The scores that are picked from a value's row, where it holds the greatest k of one: as they
     come out of a top-k, or gathered at the places that one tells."""
-    node = step.graph.producer.get(value or "")
-    while node is not None and node.op in ("identity", "cast"):
-        node = step.graph.producer.get(node.inputs[0] or "")
-    if node is None:
-        return None
-    chosen = chooser(step.graph, node)
-    if chosen is None:
+    node = _maker(step.graph, value)
+    chosen = chooser(step.graph, node) if node is not None else None
+    if node is None or chosen is None:
         return None
     axis, k = int(str(chosen.attributes["axis"])), _count(step.graph, chosen)
     scores = _scores(step.graph, step.signals, node.inputs[0], axis)
@@ -102,10 +113,14 @@ def picked(step: Step, value: str | None) -> Picked | None:
     if logits.mean is None or logits.second_moment is None:
         return None
     deviation = math.sqrt(max(logits.second_moment - logits.mean**2, 0.0))
-    values = scores.function(logits.mean + deviation * _sorted_normals(n))
-    if not attribute(chosen.op, chosen.attributes, "largest"):
-        return Picked(values[:, -k:], logits) if order.groups is None else None
-    return Picked(np.take_along_axis(values, _places(n, k, order.groups), 1), logits)
+    z = logits.mean + deviation * _sorted_normals(n)
+    values, groups = scores.function(z), order.groups
+    greatest = bool(attribute(chosen.op, chosen.attributes, "largest"))
+    if groups is not None and not (greatest and groups.hold(k, n, order.function(z))):
+        return None
+    if not greatest:
+        return Picked(values[:, -k:], logits)
+    return Picked(np.take_along_axis(values, _places(n, k, groups), 1), logits)
 
 
 def chooser(graph: LayerGraph, node: Node) -> Node | None:
@@ -114,9 +129,7 @@ def chooser(graph: LayerGraph, node: Node) -> Node | None:
         return node
     if node.op not in ("gather_elements", "scatter_elements"):
         return None
-    before = graph.producer.get(node.inputs[1] or "")
-    while before is not None and before.op in ("identity", "cast"):
-        before = graph.producer.get(before.inputs[0] or "")
+    before = _maker(graph, node.inputs[1])
     return before if before is not None and before.op == "topk" else None
 
 
@@ -139,7 +152,7 @@ def _scores(
         elif node.op in _RISING and (phi := activation(node.op, node.attributes)) is not None:
             functions.append(phi.function)
             value = node.inputs[0]
-        elif node.op == "masked_fill" and (found := _groups(graph, node.inputs[1])) is not None:
+        elif node.op == "masked_fill" and (found := _groups(graph, signals, node)) is not None:
             groups, value = found, node.inputs[0]
         elif node.op == "add" and (left := beside_zeros(signals, node)) is not None:
             value = left
@@ -150,24 +163,30 @@ def _scores(
     return Scores(value, lambda z: reduce(_applied, functions[::-1], z), groups)
 
 
-_FOLDS = frozenset({"bitwise_not", "logical_not", "cast", "reshape", "expand", "identity"})
+_NOT = frozenset({"bitwise_not", "logical_not"})
+_FOLDS = _NOT | {"cast", "reshape", "expand", "identity"}
 
 
-def _groups(graph: LayerGraph, mask: str | None) -> Groups | None:
-    """The groups that a mask leaves, where it was written at the places of a top-k over groups."""
-    node = graph.producer.get(mask or "")
+def _groups(graph: LayerGraph, signals: Mapping[str, Signal], filled: Node) -> Groups | None:
+    """The groups that a fill leaves: its mask is what was not written over zeros at the places of a
+    top-k over groups."""
+    node, inverted = graph.producer.get(filled.inputs[1] or ""), False
     while node is not None and node.op in _FOLDS:
+        inverted ^= node.op in _NOT
         node = graph.producer.get(node.inputs[0] or "")
-    chosen = chooser(graph, node) if node is not None and node.op == "scatter_elements" else None
-    score = graph.producer.get(chosen.inputs[0] or "") if chosen is not None else None
-    if chosen is None or score is None:
+    if node is None or node.op != "scatter_elements" or not inverted:
         return None
-    count, k = known_size(graph.shape(chosen.inputs[0]), (-1,)), _count(graph, chosen)
+    chosen, fill = chooser(graph, node), graph.constant(filled.inputs[2])
+    score = graph.producer.get(chosen.inputs[0] or "") if chosen is not None else None
+    zeros = signals.get(node.inputs[0] or "", UNKNOWN_SIGNAL).second_moment == 0
+    if chosen is None or score is None or fill is None or fill.size != 1 or not zeros:
+        return None
+    total, k = known_size(graph.shape(chosen.inputs[0]), (-1,)), _count(graph, chosen)
     inner = graph.producer.get(score.inputs[0] or "") if score.op == "reduce_sum" else None
     best = 1 if score.op == "reduce_max" else _count(graph, inner) if inner is not None else None
-    if count is None or k is None or best is None or (inner is not None and inner.op != "topk"):
+    if total is None or k is None or best is None or (inner is not None and inner.op != "topk"):
         return None
-    return Groups(count, k, best)
+    return Groups(total, k, best, float(fill.reshape(-1)[0]))
 
 
 def _applied(z: Floats, f: Callable[[Floats], Floats]) -> Floats:
@@ -177,14 +196,6 @@ def _applied(z: Floats, f: Callable[[Floats], Floats]) -> Floats:
 def _softmax(z: Floats) -> Floats:
     e = np.exp(z - z[:, :1])
     return np.asarray(e / e.sum(axis=1, keepdims=True), np.float64)
-
-
-def beside_zeros(signals: Mapping[str, Signal], node: Node) -> str | None:
-    """The operand to which zeros are added, such as a correction that starts at zero."""
-    for value, other in (node.inputs[:2], node.inputs[1::-1]):
-        if signals.get(other or "", UNKNOWN_SIGNAL).second_moment == 0:
-            return value
-    return None
 
 
 @transfers("topk")
@@ -218,9 +229,7 @@ def _signal(values: Floats, logits: Signal) -> Signal:
 
 def normalised(step: Step) -> Signal | None:
     """What was picked over its own sum, which makes the weights of a token's experts sum to one."""
-    below = step.graph.producer.get(step.value(1) or "")
-    while below is not None and below.op in ("add", "clip", "identity", "cast"):
-        below = step.graph.producer.get(below.inputs[0] or "")
+    below = _summed(step, step.value(1))
     if below is None or below.op != "reduce_sum" or below.inputs[0] != step.value(0):
         return None
     found = picked(step, step.value(0))
@@ -233,6 +242,20 @@ def normalised(step: Step) -> Signal | None:
         return None
     total = found.values.sum(axis=1, keepdims=True)
     return _signal(found.values / total, found.logits).but(roles=roles)
+
+
+def _summed(step: Step, value: str | None) -> Node | None:
+    """What makes a divisor, but for what keeps it from zero."""
+    node = _maker(step.graph, value)
+    while node is not None and node.op in ("add", "clip", "maximum"):
+        total = step.signals.get(node.output, UNKNOWN_SIGNAL).mean or 0.0
+        if node.op == "add":
+            rest = [v for v in node.inputs if v is not None and not is_tiny(step, v, total)]
+            held = rest[0] if len(rest) == 1 else None
+        else:
+            held = held_above(step, node)
+        node = _maker(step.graph, held)
+    return node
 
 
 # --------------------------------------------------------------------------- routing
@@ -331,7 +354,10 @@ def slots(graph: LayerGraph, gather: Node) -> int | None:
     once for each expert of a token."""
     shape, places = graph.shape(gather.inputs[0]), graph.shape(gather.inputs[1])
     node = graph.producer.get(gather.inputs[1] or "")
-    if node is None or node.op != "floor_divide" or not shape or not places or len(places) != 1:
+    order = graph.producer.get(node.inputs[0] or "") if node is not None else None
+    if order is None or order.op != "sort" or node is None or node.inputs[0] != order.outputs[1]:
+        return None  # it takes another i, or some twice
+    if node.op != "floor_divide" or not shape or not places or len(places) != 1:
         return None
     k = graph.constant(node.inputs[1])
     if k is None or k.size != 1 or gather.attributes["axis"] != 0 or shape[0] is None:

@@ -46,14 +46,14 @@ def is_sum_of_squares(step: Step, value: str | None, most: int = _MOST) -> bool:
         return is_sum_of_squares(step, below[0], most - 1)
     if node.op == "add":
         total = step.signals.get(value, UNKNOWN_SIGNAL).mean or 0.0
-        return all(_is_tiny(step, v, total) or is_sum_of_squares(step, v, most - 1) for v in below)
+        return all(is_tiny(step, v, total) or is_sum_of_squares(step, v, most - 1) for v in below)
     if node.op in ("clip", "maximum"):
-        held = _held_above(step, node)
+        held = held_above(step, node)
         return held is not None and is_sum_of_squares(step, held, most - 1)
     return False
 
 
-def _held_above(step: Step, node: Node) -> str | None:
+def held_above(step: Step, node: Node) -> str | None:
     """What a clip or maximum holds above a number that it hardly ever reaches; None otherwise."""
     pair = node.inputs if node.op == "maximum" else node.inputs[:2]
     if len(pair) != 2 or (node.op == "clip" and any(v is not None for v in node.inputs[2:])):
@@ -76,7 +76,8 @@ def _number(step: Step, value: str) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
-def _is_tiny(step: Step, value: str, total: float) -> bool:
+def is_tiny(step: Step, value: str, total: float) -> bool:
+    """Whether a value is a number that is there against a division by zero, beside a total."""
     number = _number(step, value)
     return number is not None and 0 <= number <= _TINY * total
 

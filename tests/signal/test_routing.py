@@ -88,6 +88,42 @@ def test_weights_within_groups(share: bool, k: int) -> None:
     _agrees(lambda: Grouped(torch.sigmoid, k, share, True))
 
 
+class Unequal(Router):
+    """A share of more than the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.score(self.gate(x)).topk(self.k, -1)[0]
+        return weights / (weights.sum(-1, keepdim=True) + 1.0)
+
+
+class Masked(Grouped):
+    """The best groups are those that are masked, or the fill is above some scores."""
+
+    def __init__(self, inverted: bool, fill: float) -> None:
+        super().__init__(torch.sigmoid, 3, False, True)
+        self.inverted, self.fill = inverted, fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.score(self.gate(x))
+        best = scores.view(-1, 4, N // 4).topk(2, -1)[0].sum(-1)
+        mask = torch.zeros_like(best).scatter_(1, best.topk(2, -1)[1], 1).bool()
+        mask = mask.unsqueeze(-1).expand(-1, 4, N // 4).reshape(-1, N)
+        filled = scores.masked_fill(~mask if self.inverted else mask, self.fill)
+        return scores.gather(1, filled.topk(self.k, -1)[1])
+
+
+def test_a_share_of_more_than_the_sum_is_no_share() -> None:
+    graph = load_torch(lambda: Unequal(_softmax, 2, True, False), {"x": ((TOKENS, WIDTH), None)})
+    mean = analyse(graph).signal(graph.outputs[0]).mean
+    assert mean is None or mean < 0.25
+
+
+@pytest.mark.parametrize(("inverted", "fill"), [(False, 0.0), (True, 0.5)])
+def test_groups_that_are_not_those_picked_from(inverted: bool, fill: float) -> None:
+    graph = load_torch(lambda: Masked(inverted, fill), {"x": ((TOKENS, WIDTH), None)})
+    assert analyse(graph).signal(graph.outputs[0]).second_moment is None
+
+
 def test_picking_at_the_places_of_other_scores_is_not_known() -> None:
     class Other(Router):
         def forward(self, x: Tensor) -> Tensor:
