@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from archlint.errors import ArchlintError
 from archlint.finding import Claim, Finding, Measurement, Training, Verdict
+from archlint.graph.model import LayerGraph
 from archlint.probe.draws import Drawer
 from archlint.probe.ensemble import (
     Ensemble,
@@ -115,7 +117,8 @@ def run(
         if any(f.claim is not None for f in findings):
             # Half of the time is for training, where that is asked.
             share = replace(options, time=options.time / 2) if options.train else options
-            outcome = _measured(analysis, findings, share, device, real, data, memory, build)
+            setting = _Setting(analysis, share, device, real, memory, data, build)
+            outcome = _measured(setting, findings)
         outcome = replace(outcome, findings=tuple(_unmeasured(f) for f in outcome.findings))
         if options.train and not outcome.interrupted:
             made = start(analysis, outcome.findings, options, device, data, memory,
@@ -126,23 +129,36 @@ def run(
     return replace(outcome, seconds=time.monotonic() - started)
 
 
-def _measured(
-    analysis: Analysis,
-    findings: Sequence[Finding],
-    options: ProbeOptions,
-    device: torch.device,
-    real: torch.dtype,
-    data: Data | None,
-    memory: float,
-    build: Callable[[], Any] | None,
-) -> Outcome:
+@dataclass(frozen=True)
+class _Setting:
+    """What experiments are made on and with: ``real`` numbers on a ``device`` with so many bytes of
+    ``memory``; ``build`` makes the model anew."""
+
+    analysis: Analysis
+    options: ProbeOptions
+    device: torch.device
+    real: torch.dtype
+    memory: float
+    data: Data | None
+    build: Callable[[], Any] | None
+
+    @property
+    def graph(self) -> LayerGraph:
+        return self.analysis.graph
+
+    def feed(self, rows: Mapping[str, Tensor]) -> Feed:
+        """The inputs of draws."""
+        return Feed(self.graph, self.options.seed, self.real, self.device, rows)
+
+
+def _measured(setting: _Setting, findings: Sequence[Finding]) -> Outcome:
     """The findings with the verdicts of their claims."""
     made = _Looking(findings)
     interrupted, why = False, ""
     before = torch.random.get_rng_state()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(setting.options.seed)
     try:
-        why = _look(made, analysis, options, device, real, data, memory, build)
+        why = _look(setting, made)
     except KeyboardInterrupt:
         interrupted, why = True, "interrupted"
     except OutOfMemory as problem:
@@ -182,18 +198,10 @@ class _Looking:
     ensemble: Ensemble | None = None
 
 
-def _look(
-    made: _Looking,
-    analysis: Analysis,
-    options: ProbeOptions,
-    device: torch.device,
-    real: torch.dtype,
-    data: Data | None,
-    memory: float,
-    build: Callable[[], Any] | None,
-) -> str:
+def _look(setting: _Setting, made: _Looking) -> str:
     """Draw until every finding has its verdict; why it stopped before, if it did."""
-    graph, findings, started = analysis.graph, made.findings, time.monotonic()
+    graph, options, findings = setting.graph, setting.options, made.findings
+    started = time.monotonic()
     for i, finding in enumerate(findings):
         if unknown := unknown_nodes(graph, _values(finding.claim)):
             why = f"it cannot be executed: {', '.join(sorted(unknown))}"
@@ -202,15 +210,15 @@ def _look(
             made.remarks += [why] if why not in made.remarks else []
     kept = frozenset(v for i, f in enumerate(findings) if i not in made.done
                      for v in _values(f.claim))  # fmt: skip
-    program = Program(graph, real, device, kept, alone=True)
-    drawer, remarks = _drawer(program, options, real, device, build)
+    program = Program(graph, setting.real, setting.device, kept, alone=True)
+    drawer, remarks = _drawer(setting, program)
     made.remarks += remarks
     if isinstance(drawer, Rebuilder):
         options = replace(options, draws=min(options.draws, MOST))
     for i, finding in enumerate(findings):
         if i in made.done:
             continue
-        found = _once(finding, analysis, program, options, real, device, build)
+        found = _once(setting, finding, program)
         if found is None:
             made.places.append(i)
         else:
@@ -218,8 +226,9 @@ def _look(
     if not made.places:
         return ""
     claims = [f.claim for i in made.places if (f := findings[i]).claim is not None]
-    feed = Feed(graph, options.seed, real, device, data.rows if data else {})
-    made.ensemble = Ensemble(analysis, claims, drawer, feed, real, device, memory)
+    feed = setting.feed(setting.data.rows if setting.data else {})
+    made.ensemble = Ensemble(setting.analysis, claims, drawer, feed, setting.real, setting.device,
+                             setting.memory)  # fmt: skip
     return _until_decided(made.ensemble, findings, made.places, made.done, options, started)
 
 
@@ -231,19 +240,14 @@ def _values(claim: Claim | None) -> list[str]:
     return [v for v in every if v is not None]
 
 
-def _drawer(
-    program: Program,
-    options: ProbeOptions,
-    real: torch.dtype,
-    device: torch.device,
-    build: Callable[[], Any] | None,
-) -> tuple[Drawer | Rebuilder, list[str]]:
+def _drawer(setting: _Setting, program: Program) -> tuple[Drawer | Rebuilder, list[str]]:
     """Draws from the laws; by the constructor where a law is no more than an estimate."""
-    drawer = Drawer(program.parameters, options.seed, real, device)
-    if not drawer.remarks or build is None:
+    how = setting.options.seed, setting.real, setting.device
+    drawer = Drawer(program.parameters, *how)
+    if not drawer.remarks or setting.build is None:
         return drawer, []
     try:
-        return Rebuilder(build, program.parameters, options.seed, real, device), []
+        return Rebuilder(setting.build, program.parameters, *how), []
     except CannotRebuild as problem:
         return drawer, [f"not drawn by building the model: {problem}"]
 
@@ -258,42 +262,28 @@ def _unmeasured(finding: Finding) -> Finding:
 _BUILDS = 8  # of the constructor, where copies are compared
 
 
-def _once(
-    finding: Finding,
-    analysis: Analysis,
-    program: Program,
-    options: ProbeOptions,
-    real: torch.dtype,
-    device: torch.device,
-    build: Callable[[], Any] | None,
-) -> Finding | None:
+def _once(setting: _Setting, finding: Finding, program: Program) -> Finding | None:
     """A finding that needs no ensemble, with its verdict; None for one that does."""
     claim = finding.claim
     if claim is None:
         return finding
     if claim.statistic == "weight difference":
-        return _compared(finding, claim, program, options, real, device, build)
+        return _compared(setting, finding, claim, program)
     if claim.statistic == "reach":
-        return _reached(finding, claim, analysis, options, real, device)
+        return _reached(setting, finding, claim)
     return None
 
 
-def _compared(
-    finding: Finding,
-    claim: Claim,
-    program: Program,
-    options: ProbeOptions,
-    real: torch.dtype,
-    device: torch.device,
-    build: Callable[[], Any] | None,
-) -> Finding:
+def _compared(setting: _Setting, finding: Finding, claim: Claim, program: Program) -> Finding:
     """Whether two parameters are equal each time the model is built."""
     names = claim.end, claim.start or claim.end
     why = "only building the model again could tell, and there is nothing that builds it"
-    if build is not None:
+    if setting.build is not None:
         try:
             some = {name: program.parameters[name] for name in names}
-            drawn = Rebuilder(build, some, options.seed, real, device).draw(0, _BUILDS)
+            rebuilder = Rebuilder(setting.build, some, setting.options.seed, setting.real,
+                                  setting.device)  # fmt: skip
+            drawn = rebuilder.draw(0, _BUILDS)
         except (CannotRebuild, KeyError) as problem:
             why = f"not built again: {problem}"
         else:
@@ -307,23 +297,17 @@ def _compared(
     return replace(finding, verdict="inconclusive", measurement=Measurement(remark=why))
 
 
-def _reached(
-    finding: Finding,
-    claim: Claim,
-    analysis: Analysis,
-    options: ProbeOptions,
-    real: torch.dtype,
-    device: torch.device,
-) -> Finding:
+def _reached(setting: _Setting, finding: Finding, claim: Claim) -> Finding:
     """What share of a value is lost where a parameter holds no numbers: one draw tells."""
+    real, device = setting.real, setting.device
     try:
-        program = Program(analysis.graph, real, device, frozenset({claim.end}), alone=True)
-        drawn = Drawer(program.parameters, options.seed, real, device).draw(0, 1)
+        program = Program(setting.graph, real, device, frozenset({claim.end}), alone=True)
+        drawn = Drawer(program.parameters, setting.options.seed, real, device).draw(0, 1)
         single = {n: p if p.shape == program.parameters[n].shape else p[0]
                   for n, p in drawn.items()}  # fmt: skip
         name = claim.start or ""
         single[name] = torch.full_like(single[name], torch.nan)
-        inputs = Feed(analysis.graph, options.seed, real, device, {}).draw(0, 1)
+        inputs = setting.feed({}).draw(0, 1)
         with torch.no_grad():
             end = program.run(single, {id: x[0] for id, x in inputs.items()})[claim.end]
     except Exception as problem:  # whatever torch makes of somebody's network

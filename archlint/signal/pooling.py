@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
-from typing import cast
 
-from archlint.graph.model import LayerGraph, Node
 from archlint.signal.activations import Activation, activation
 from archlint.signal.arithmetic import scaled
 from archlint.signal.gaussian import max_of_correlated, maxima_of_pairs, moments_of_maximum
@@ -55,7 +54,7 @@ def _avg_pool(step: Step) -> Signal:
     result = averaged(x, count, x.position_correlation)
     if not any(step.ints("padding")) or result.second_moment is None:
         return result
-    spans = _spans(step.graph, step.node)
+    spans = _spans(step)
     if spans is None:
         return UNKNOWN_SIGNAL
     if not step.attribute("count_padding"):  # a mean over fewer at the border
@@ -161,29 +160,32 @@ def _of_normals(
 def _max_pool(step: Step) -> tuple[Signal, Signal]:
     """A window's maximum; a maximum of maxima over windows that leave nothing out is one over a
     wider window."""
-    value, spans = step.value(0), _spans(step.graph, step.node)
+    value, spans = step.value(0), _spans(step)
     count = math.prod(step.ints("kernel")) if spans is None else _elements(spans)
     if count == 1:
         return step.signal(0), UNKNOWN_SIGNAL
     while spans is not None:
+        count = _elements(spans)
         pool = step.graph.producer.get(value or "")
-        if pool is None or pool.op != "max_pool" or not _leaves_nothing_out(pool):
+        if pool is None or pool.op != "max_pool":
             break
-        value, spans = pool.inputs[0], _spans(step.graph, pool, spans)
-        count = _elements(spans or [])
+        within = replace(step, node=pool)
+        if not _leaves_nothing_out(within) or (wider := _spans(within, spans)) is None:
+            break
+        value, spans = pool.inputs[0], wider
     return _greatest(step, value, max(round(count), 1), None), UNKNOWN_SIGNAL
 
 
 _Spans = list[list[tuple[int, int]]]  # stretches [begin, end) along every spatial axis
 
 
-def _spans(graph: LayerGraph, node: Node, outputs: _Spans | None = None) -> _Spans | None:
+def _spans(step: Step, outputs: _Spans | None = None) -> _Spans | None:
     """The stretches of a pooling's input that those of its output, by default the single places,
     are computed from; None where a size is not known. Windows are cut at the border."""
-    shape, out = graph.shape(node.inputs[0]), graph.shape(node.output)
+    shape, out = step.shape(0), step.out_shape()
     if shape is None or out is None or None in (*shape[2:], *out[2:]):
         return None
-    kernel, stride, padding = (_ints(node, name) for name in ("kernel", "stride", "padding"))
+    kernel, stride, padding = step.ints("kernel"), step.ints("stride"), step.ints("padding")
     outputs = outputs or [[(i, i + 1) for i in range(n or 0)] for n in out[2:]]
     return [
         [(max(a * s - p, 0), min((b - 1) * s - p + k, n or 0)) for a, b in axis]
@@ -196,14 +198,9 @@ def _elements(spans: _Spans) -> float:
     return math.prod(sum(b - a for a, b in axis) / max(len(axis), 1) for axis in spans)
 
 
-def _leaves_nothing_out(pool: Node) -> bool:
-    return set(_ints(pool, "dilation")) <= {1} and all(
-        s <= k for s, k in zip(_ints(pool, "stride"), _ints(pool, "kernel"), strict=True)
-    )
-
-
-def _ints(node: Node, name: str) -> tuple[int, ...]:
-    return tuple(int(str(n)) for n in cast(tuple[object, ...], node.attributes[name]))
+def _leaves_nothing_out(step: Step) -> bool:
+    steps = zip(step.ints("stride"), step.ints("kernel"), strict=True)
+    return set(step.ints("dilation")) <= {1} and all(s <= k for s, k in steps)
 
 
 @transfers("adaptive_max_pool")

@@ -50,14 +50,20 @@ def test_sample_is_recorded(id: str) -> None:
     assert graph.outputs
 
 
-def _executes_equally(entry: zoo.Entry, mode: Any) -> None:
-    """The recorded graph gives what the model gives, in double precision, from the same seed."""
+def _in_double(entry: zoo.Entry, mode: Any) -> nn.Module:
+    """A drawn model without a parameter of zeros: a head of them would hide a difference."""
     torch.manual_seed(0)
     model: nn.Module = entry.build().double().train(mode == "train")
-    with torch.no_grad():  # a head of zeros would hide a difference
+    with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.05)
+    return model
+
+
+def _executes_equally(entry: zoo.Entry, mode: Any) -> None:
+    """The recorded graph gives what the model gives, in double precision, from the same seed."""
+    model = _in_double(entry, mode)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     recording, example = record(model, entry.inputs, mode)
     args, kwargs = example.drawn()
@@ -79,12 +85,7 @@ def _executes_equally(entry: zoo.Entry, mode: Any) -> None:
 
 def _layer_graph_executes_equally(entry: zoo.Entry, mode: Any) -> None:
     """The layer graph gives what the model gives, in double precision, from the same seed."""
-    torch.manual_seed(0)
-    model: nn.Module = entry.build().double().train(mode == "train")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
+    model = _in_double(entry, mode)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph = load_torch(model, entry.inputs, mode)
     _, example = record(model, entry.inputs, mode)
