@@ -18,6 +18,7 @@ import numpy as np
 
 from archlint.graph.ops import OPS, attribute
 from archlint.signal.gaussian import (
+    HERMITE_TERMS,
     Floats,
     Function,
     cdf_of,
@@ -92,6 +93,14 @@ class Activation:
         coefficients = _hermite(self, float(mean), float(variance))
         second = self.moments(mean, variance).second_moment
         return pair_expectation(coefficients, second, covariance / variance)
+
+    def coefficients(self, mean: float, variance: float) -> Floats:
+        """E φ(z) He_k(Z)/√k! of z = mean + σ·Z, for k < HERMITE_TERMS (signal.gaussian)."""
+        if variance <= 0:
+            only = np.zeros(HERMITE_TERMS)
+            only[0] = self.moments(mean, 0.0).mean
+            return only
+        return _hermite(self, float(mean), float(variance))
 
     def standard_kinks(self, mean: float, deviation: float) -> tuple[float, ...]:
         """The kinks in units of the standard normal that z = mean + deviation·Z is made of."""

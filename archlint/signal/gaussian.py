@@ -51,12 +51,17 @@ def expectation(f: Function, kinks: tuple[float, ...] = ()) -> float:
 def hermite(kinks: tuple[float, ...]) -> Floats:
     """Rows He_k(z)·w(z)/√k! on the quadrature points, k < HERMITE_TERMS."""
     z, w = nodes_and_weights(kinks)
+    return hermite_at(z).T * w
+
+
+def hermite_at(z: Floats) -> Floats:
+    """He_k(z)/√k!, a row a point, k < HERMITE_TERMS."""
     rows = np.empty((HERMITE_TERMS, z.size))
     rows[0] = 1.0
     rows[1] = z
     for k in range(1, HERMITE_TERMS - 1):  # normalised three-term recursion
         rows[k + 1] = (z * rows[k] - math.sqrt(k) * rows[k - 1]) / math.sqrt(k + 1)
-    return rows * w
+    return rows.T
 
 
 def hermite_coefficients(f: Function, kinks: tuple[float, ...] = ()) -> Floats:

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,12 +58,17 @@ def conv(n: int = 12, m: int = 12, k: int = 3, **kw: int) -> Callable[[], nn.Mod
 
 
 class Lstm(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
-        self.cell = kind(24, 32, batch_first=True)
+        self.cell = kind(24, 32, batch_first=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cell(x)[0]
+
+
+def _handed_on(x: Tensor, encoder: nn.Module, f: nn.Module, decoder: nn.Module) -> Tensor:
+    """The last state of one layer is the first of another, which reads something else."""
+    return decoder(f(x), encoder(x)[1])[0][:, :3]
 
 
 def attention(causal: bool = False, scale: float = 1.0) -> Callable[[], nn.Module]:
@@ -228,6 +234,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "rnn": (lambda: Lstm(nn.RNN), TOKENS, 0.05),
     "lstm": (lambda: Lstm(nn.LSTM), TOKENS, 0.05),
     "gru": (lambda: Lstm(nn.GRU), TOKENS, 0.05),
+    "lstm_stacked": (lambda: Lstm(nn.LSTM, num_layers=2, bidirectional=True), TOKENS, 0.06),
+    "gru_stacked": (lambda: Lstm(nn.GRU, num_layers=2), TOKENS, 0.06),
+    "lstm_averaged": (on(lambda x, f: f(x)[0].mean(1), lambda: nn.LSTM(24, 32, batch_first=True)),
+                      TOKENS, 0.05),
+    "gru_states": (on(_handed_on, lambda: nn.GRU(24, 32, batch_first=True), linear(),
+                      lambda: nn.GRU(24, 32, batch_first=True)), TOKENS, 0.06),
 }  # fmt: skip
 
 

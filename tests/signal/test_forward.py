@@ -137,6 +137,25 @@ def _excited(n: Any, h: Tensor) -> Tensor:
     return h * torch.sigmoid(n.b(torch.relu(n.a(h.mean((2, 3), keepdim=True)))))
 
 
+def _recurrent(
+    kind: Callable[..., nn.Module],
+) -> list[tuple[str, Callable[[], nn.Module], Callable[..., Tensor]]]:
+    """All steps of one layer and of two in both directions, and the last state, of an input whose
+    steps have a mean in common."""
+
+    def layers(**options: Any) -> Callable[[], nn.Module]:
+        return lambda: kind(48, 64, batch_first=True, **options)
+
+    def last(n: Any, x: Tensor) -> Tensor:
+        h = n.a(torch.relu(x))[1]
+        return h[0] if isinstance(h, tuple) else h
+
+    return [("steps of", layers(), lambda n, x: n.a(torch.relu(x))[0]),
+            ("two of", layers(num_layers=2, bidirectional=True),
+             lambda n, x: n.a(torch.relu(x))[0]),
+            ("last of", layers(), last)]  # fmt: skip
+
+
 IMAGE, ROW, TOKENS = (4, 3, 16, 16), (4, 48), (4, 24, 48)
 STEPS = torch.arange(96).reshape(4, 24) % 7 < torch.tensor([2, 3, 2, 4])[:, None]  # of TOKENS
 CASES = [
@@ -285,6 +304,9 @@ CASES = [
           a=lambda: nn.Linear(48, 24), b=lambda: nn.Linear(48, 64), slack=0.02),
     _case("einsum", TOKENS, lambda n, x: torch.einsum("btc,bsc->bts", n.a(x), n.b(x)),
           a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(48, 64), slack=0.02),
+    _case("rnn", TOKENS, lambda n, x: n.a(x)[0], 0.02, a=lambda: nn.RNN(48, 64, batch_first=True)),
+    *(_case(f"{name} {kind.__name__}", TOKENS, run, 0.03, a=make)
+      for kind in (nn.LSTM, nn.GRU) for name, make, run in _recurrent(kind)),
 ]  # fmt: skip
 
 
