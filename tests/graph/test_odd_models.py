@@ -137,6 +137,29 @@ class Into(Base):
         return self.fc(x) * (table + 1) - other
 
 
+class Tables(Base):
+    """Masks and positions made by writes: known at every step, until an input is written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        mask = h.new_zeros(6, 8)
+        mask[:3, 2:] = 1
+        first, row = mask + 0, mask[0]
+        mask[1:4] = 5
+        mask.masked_fill_(mask == 5, 2.0)
+        mask[2:, 0].zero_()
+        mask.view(-1)[3] = 9
+        twice = row * 2
+        mask.view(48)[::2].mul_(3)
+        mask[torch.tensor([4, 5])] = mask[:2] - 1
+        shared = mask.detach()
+        shared[5, 1:] = 7
+        steps = torch.ones(8)
+        half = steps[:4]
+        steps.add_(x[0])
+        return h + first[0] + mask[1] + twice + half.sum() + mask[5] - mask[4]
+
+
 class Gradients(Base):
     """Takes gradients in forward, as where a network solves a differential equation."""
 
@@ -251,6 +274,7 @@ MODELS: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
     "complex numbers": (Complex, (X,)),
     "writes through views": (InPlace, (X,)),
     "results where out= says": (Into, (X,)),
+    "tables that are written": (Tables, (X,)),
     "random numbers": (Noisy, (X,)),
     "no_grad": (WithoutGradient, (X,)),
     "devices": (OnTheGpu, (X,)),
@@ -359,7 +383,7 @@ class InferredPart(Three):
 
 class WrittenWithout(Three):
     def forward(self, x: Tensor) -> Tensor:
-        h, t = self.a(x), torch.zeros(4, 8)
+        h, t = self.a(x), torch.ones(4, 8)
         with torch.no_grad():
             h.mul_(2)  # has its gradient still
             t.add_(self.b(x))

@@ -22,6 +22,7 @@ from archlint.graph.from_torch import load_torch
 from archlint.graph.torch_recorder.recorder import tensors_in
 from archlint.probe.execute import Program, load_parameters, unknown_nodes
 from tests.exported import CASES, EXPORTERS, Exporter, export
+from tests.graph.test_odd_models import Tables
 from tests.onnx_nodes import test_backend_nodes as node_tests
 from tests.probe.running import error, run_graph, run_onnxruntime
 from tests.rules import models
@@ -173,6 +174,7 @@ FAST: dict[str, Callable[[], nn.Module]] = {
                                vocab_size=100),
     "lstm": models.Recurrent, "siren": models.Siren, "nerf": models.Nerf, "unet": models.unet,
     "dcgan": models.dcgan, "lora": models.Lora,
+    "written tables": lambda: Tables(),
 }  # fmt: skip
 SLOW = (
     "resnet18 densenet121 swin_tiny_patch4_window7_224 mixer_s32_224 maxvit_rmlp_pico_rw_256 "

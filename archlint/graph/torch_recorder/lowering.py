@@ -331,9 +331,19 @@ class Lowerer:
             self.read(base)
             if self.version.get(base, 0) != seen:
                 self.views[node] = (base, self.version.get(base, 0))
-                self.env[node] = self.lower(node)
+                self.env[node] = self._seen_again(node, self.env[base])
                 self.version[node] = self.version.get(node, 0) + 1
         return self.env[node]
+
+    def _seen_again(self, node: fx.Node, base: Any) -> Any:
+        """What a view shows once its base was written to."""
+        elements = getattr(base, "elements", None)
+        if elements is not None:
+            name = "alias" if node.meta.get("in_place") else _call_name(node).name
+            view = self._view_of(node, name, elements)
+            if view is not None:
+                return V("", tuple(view.shape), dtype_name(view.dtype), view)
+        return self.lower(node)
 
     def write(self, node: fx.Node, value: V) -> None:
         """A call wrote into an fx node's tensor."""
@@ -350,6 +360,12 @@ class Lowerer:
 
     def _put_back(self, node: fx.Node, base: V, value: V) -> V:
         name = "alias" if node.meta.get("in_place") else _call_name(node).name
+        if base.elements is not None and value.elements is not None:
+            whole = base.elements.clone()
+            view = self._view_of(node, name, whole)
+            if view is not None:
+                view.copy_(value.elements.expand_as(view))
+                return V("", base.shape, base.dtype, whole)
         call = Call(self, node, name)
         if name in _SAME_ELEMENTS:
             return call.reshape(value, base.shape)
@@ -360,6 +376,19 @@ class Lowerer:
             return inverse(call, base, value)
         except NotModelled:
             return call.emit(UNKNOWN, [base, value], base.shape, base.dtype)
+
+    def _view_of(self, node: fx.Node, name: str, whole: Tensor) -> Tensor | None:
+        """The view that a node makes, of other elements of its base."""
+        if name == "alias":
+            return whole
+        args, kwargs = fx.node.map_arg(
+            (node.args[1:], node.kwargs), lambda n: getattr(self.read(n), "elements", None)
+        )
+        try:
+            view = node.target(whole, *args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            return None
+        return view if isinstance(view, Tensor) else None
 
     # ------------------------------------------------------------------ nodes
 
@@ -430,11 +459,11 @@ class Lowerer:
         elements = node.meta.get("constant")
         in_place = bool(node.meta.get("in_place"))
         target = _target(node)
-        if isinstance(elements, Tensor) and not in_place and self._stays(node):
-            self.env[node] = V("", tuple(elements.shape), dtype_name(elements.dtype), elements)
+        if isinstance(elements, Tensor):
+            value: Any = V("", tuple(elements.shape), dtype_name(elements.dtype), elements)
             self.folded += 1
-            return
-        value = self.lower(node)
+        else:
+            value = self.lower(node)
         self.env[node] = value
         if in_place and target is not None and isinstance(value, V):
             self.write(target, self._of_shape(node, value, target))
@@ -454,23 +483,6 @@ class Lowerer:
         ):
             return Call(self, node, "expand").expand(value, old.shape)
         return value
-
-    def _stays(self, node: fx.Node) -> bool:
-        """Whether no later call writes into a tensor of known elements with unknown ones."""
-        return node not in self._tainted()
-
-    def _tainted(self) -> set[fx.Node]:
-        if not hasattr(self, "_taint"):
-            self._taint: set[fx.Node] = set()
-            for node in self.recording.graph.nodes:
-                if node.meta.get("in_place") and _target(node) is not None:
-                    base: Any = _target(node)
-                    while isinstance(base, fx.Node):
-                        self._taint.add(base)
-                        name = _call_name(base).name if base.op == "call_function" else ""
-                        step = name in VIEWS or name in _SAME_ELEMENTS or base.meta.get("in_place")
-                        base = _target(base) if step else None
-        return self._taint
 
     def lower(self, node: fx.Node) -> Any:
         """Emit the nodes of a call; the value, or tuple of values, it gives."""

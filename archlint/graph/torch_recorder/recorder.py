@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,6 +303,7 @@ class Recorder(TorchFunctionMode):
         self.node_of: dict[int, fx.Node] = {}
         self.kept: list[Any] = []  # tensors are known by identity: none may be freed
         self.known: dict[int, Tensor] = {}  # id -> elements that follow from literals
+        self.holders: dict[int, list[fx.Node]] = {}  # storage of elements -> nodes of them
         self.supposed: dict[int, Tensor] = {}  # what is taken to be so, should it be asked for
         self.reasons: dict[int, str] = {}  # why, for each of these
         self.twins: dict[int, Tensor] = {}  # id of a real tensor -> its meta tensor
@@ -394,7 +396,22 @@ class Recorder(TorchFunctionMode):
             self.known[id(tensor)] = elements
             if self.device == "meta":
                 self.known[id(self.twin(tensor))] = elements
-            node.meta["constant"] = elements
+            self._remember(node, elements)
+
+    def _remember(self, node: fx.Node, elements: Tensor) -> None:
+        """File the elements that a node's tensor has now."""
+        node.meta["constant"] = elements
+        self.holders.setdefault(elements.untyped_storage().data_ptr(), []).append(node)
+
+    def _before_write(self, tensor: Tensor) -> None:
+        """Let the nodes so far keep the elements that a write is about to change."""
+        elements = self.known.get(id(tensor))
+        if elements is None:
+            return
+        before, self.inside = self.inside, True  # no call of the program
+        for node in self.holders.pop(elements.untyped_storage().data_ptr(), ()):
+            node.meta["constant"] = node.meta["constant"].clone()
+        self.inside = before
 
     def at(self, place: Place | None) -> None:
         """Say where the next calls come from, if a traced graph is run that tells."""
@@ -478,6 +495,8 @@ class Recorder(TorchFunctionMode):
         if found is None:
             found = self.graph.create_node("call_function", Tensor.detach, (node,), {})
             found.meta.update({k: v for k, v in node.meta.items() if k in _DESCRIBING})
+            if "constant" in node.meta:
+                self._remember(found, node.meta["constant"])
             found.meta["module"], found.meta["module_type"] = self.where()
             self.detached[node] = found
         return found
@@ -488,7 +507,7 @@ class Recorder(TorchFunctionMode):
             node.meta["val"] = _shape_only(result)
             if isinstance(known, Tensor):
                 self.known[id(result)] = known
-                node.meta["constant"] = known
+                self._remember(node, known)
             if id(result) not in arguments or node.meta.get("in_place"):
                 self.keep(result, node)
         elif isinstance(result, list | tuple):
@@ -592,9 +611,7 @@ class Recorder(TorchFunctionMode):
         if short in _FROM_DATA:
             return self._from_data(func, short, args, kwargs, leaves)
         result, known = self._compute(func, name, args, kwargs, leaves)
-        in_place = (
-            name.in_place or kwargs.get("out") is not None or bool(kwargs.get("inplace") is True)
-        )
+        in_place = _in_place(name, kwargs)
         own = self._own(leaves)
         if not in_place and not self._is_new(result, own):
             return result  # a size, a flag, or the argument itself
@@ -636,6 +653,8 @@ class Recorder(TorchFunctionMode):
             node = self.append(func, args, kwargs)
         if in_place:
             node.meta["in_place"] = True
+            if result is None and isinstance(known, Tensor):
+                self._remember(node, known)
             if before is not None and before.meta.get("gradient", False):
                 node.meta["gradient"] = True  # what is written without gradients leaves it so
         self.enter_results(node, result, known, own)
@@ -678,12 +697,15 @@ class Recorder(TorchFunctionMode):
             and all(self._knows(t) for t in leaves[filled:])
         )
         known = None
+        written = list(tensors_in(_written(args, kwargs))) if _in_place(name, kwargs) else []
         if knowable:
+            for _, target in written:
+                self._before_write(target)
             known = self._known_result(
                 func, args, {k: v for k, v in made.items() if k != "device"}, filled
             )
-        elif name.in_place or kwargs.get("out") is not None or kwargs.get("inplace") is True:
-            for _, target in tensors_in(_written(args, kwargs)):
+        if known is None:
+            for _, target in written:
                 self._forget(target)
         try:
             result = self._execute(func, args, made)
@@ -766,10 +788,11 @@ class Recorder(TorchFunctionMode):
     def _known_result(self, func: Any, args: Any, kwargs: Any, filled: bool = False) -> Any:
         if filled and isinstance(args[0], Tensor) and not self._knows(args[0]):
             like = args[0]
-            if like.numel() > CONSTANT_LIMIT or like.layout != torch.strided:
+            shape = (0,) if name_of(func).name.startswith("new_") else like.shape
+            if math.prod(shape) > CONSTANT_LIMIT or like.layout != torch.strided:
                 return None
             self.inside = True
-            like = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+            like = torch.empty(shape, dtype=like.dtype, device="cpu")
             self.inside = False
             args = (like, *args[1:])
             self.known[id(like)] = like
@@ -784,6 +807,8 @@ class Recorder(TorchFunctionMode):
             return None
         finally:
             self.inside = False
+        if found is None and name_of(func).in_place:
+            found = args[0]  # an assignment by index gives nothing
         if any(t.numel() > CONSTANT_LIMIT or t.is_sparse for _, t in tensors_in(found)):
             return None
         return found
@@ -850,7 +875,8 @@ class Recorder(TorchFunctionMode):
         name = f"_tensor_constant{len(self.constants)}"
         self.constants[name] = elements
         node = self.graph.create_node("get_attr", name, (), {})
-        node.meta.update(val=_shape_only(result), trainable=False, constant=elements)
+        node.meta.update(val=_shape_only(result), trainable=False)
+        self._remember(node, elements)
         node.meta["module"], node.meta["module_type"] = self.where()
         self.keep(result, node)
         if elements.numel() <= CONSTANT_LIMIT:
@@ -994,7 +1020,7 @@ _WANTS_ELEMENTS = re.compile(
 _MEDIANS = {"rand": 0.5, "randn": 0.0}
 _IF_FINITE = {"isfinite": True, "isnan": False, "isinf": False}  # what they say of finite numbers
 _SUPPOSED_LIMIT = 2**26  # elements up to which something is supposed
-_DESCRIBING = frozenset(("val", "constant", "site"))
+_DESCRIBING = frozenset(("val", "site"))
 _CHANGING = frozenset(("running_mean", "running_var", "num_batches_tracked"))
 _CHECKS = (
     "has_torch_function",
@@ -1011,6 +1037,11 @@ def _written(args: Any, kwargs: Mapping[str, Any]) -> Any:
     """What a call in place writes into."""
     out = kwargs.get("out")
     return out if out is not None else args[0] if args else None
+
+
+def _in_place(name: Name, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into a tensor that it is given."""
+    return name.in_place or kwargs.get("out") is not None or kwargs.get("inplace") is True
 
 
 def _never(*_: Any) -> bool:
@@ -1054,9 +1085,25 @@ def _without_device(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return (args[0], target), {}
 
 
+_MANY = frozenset(
+    (
+        "zeros",
+        "ones",
+        "full",
+        "eye",
+        "empty",
+        "arange",
+        "linspace",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+    )
+)
+
+
 def _asks_for_many(func: Any, args: Any) -> bool:
     """Whether a factory was asked for more elements than are kept."""
-    if name_of(func).name not in ("zeros", "ones", "full", "eye", "empty", "arange", "linspace"):
+    if name_of(func).name not in _MANY:
         return False
     numbers = [v for v in pytree.tree_leaves(args) if isinstance(v, int) and v > 0]
     product = 1
