@@ -29,7 +29,7 @@ from archlint.initialization.distribution import Distribution, constant
 from archlint.initialization.record import Recorded
 
 # Larger tensors of known elements become parameters without a gradient: their moments are enough.
-ELEMENTS_KEPT = 512 * 512
+ELEMENTS_KEPT = 1 << 22
 
 
 class NotModelled(Exception):

@@ -44,7 +44,7 @@ from archlint.graph.torch_recorder.results import Results, mapped, tensors_of
 Device = Literal["meta", "cpu"]
 
 # Elements up to which what follows from literals is computed: a 512×512 attention mask.
-CONSTANT_LIMIT = 512 * 512
+CONSTANT_LIMIT = 1 << 22
 
 
 class DataDependent(RuntimeError):
