@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from archlint.graph.model import Node
+from archlint.signal.laws import law_of_sum, mirrored
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import Step, both_paired, correlated, merged_groups
 
@@ -110,9 +111,12 @@ def added(a: Signal, b: Signal, sign: float = 1.0) -> Signal:
         side = a.one_sided
     elif a.second_moment == 0 and sign > 0:
         side = b.one_sided
+    law = law_of_sum([(a.law, a.variance or 0.0),
+                      (b.law if sign > 0 else mirrored(b.law), b.variance or 0.0)])  # fmt: skip
     return Signal(a.mean + sign * b.mean, second, None, None,
                   merged_groups(a.odd_in, b.odd_in), side, a.roles or b.roles,
-                  profile, a.gaussian or b.gaussian).but(**both_paired(a, b, joint))  # fmt: skip
+                  profile, a.gaussian or b.gaussian, law=law,
+                  ).but(**both_paired(a, b, joint))  # fmt: skip
 
 
 def _mixed_profile(a: Signal, b: Signal) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
@@ -166,5 +170,5 @@ def scaled(x: Signal, factor: float) -> Signal:
     return x.but(
         mean=None if x.mean is None else x.mean * factor,
         second_moment=None if x.second_moment is None else x.second_moment * factor**2,
-        one_sided=side,
-    )
+        one_sided=side, law=x.law if factor > 0 else mirrored(x.law),
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from archlint.signal.activations import Activation, activation, composed, leaky_relu
 from archlint.signal.arithmetic import added, aligned, beside_zeros, multiplied, scaled
 from archlint.signal.joint import together
+from archlint.signal.laws import NODES, WEIGHTS, Law, Series
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.ranking import normalised
 from archlint.signal.rotation import rotated
@@ -34,7 +35,8 @@ MASKED = -1e4  # an added constant below this stands for minus infinity: a softm
 
 
 def through(x: Signal, phi: Activation) -> Signal:
-    """φ of a tensor whose elements are normal with the signal's mean and variance.
+    """φ of a tensor whose elements are normal with the signal's mean and variance, or have the law
+    that is known of them.
 
     The normal law is exact for pre-activations of Gaussian weights given the layer before, and the
     limit for others; covariances map by Mehler's formula.
@@ -44,6 +46,8 @@ def through(x: Signal, phi: Activation) -> Signal:
     if x.one_sided > 0 and keeps_positive(phi):
         return x
     variance = max(x.second_moment - x.mean * x.mean, 0.0)
+    if x.law is not None and variance > 0:
+        return _through_law(x, x.law, phi)
     m = phi.moments(x.mean, variance)
     if not math.isfinite(m.second_moment):
         return Signal(roles=x.roles)
@@ -54,9 +58,30 @@ def through(x: Signal, phi: Activation) -> Signal:
         covariance = correlation * second - mean * mean
         return correlated(phi.pair(mean, variance, covariance), m.second_moment)
 
+    law = Law(lambda: phi.function(mean + math.sqrt(variance) * NODES)) if variance > 0 else None
     return Signal(
         m.mean, m.second_moment, None, None, x.odd_in if phi.odd else (),
-        phi.one_sided, x.roles, profile=x.profile if phi.homogeneous else {},
+        phi.one_sided, x.roles, profile=x.profile if phi.homogeneous else {}, law=law,
+    ).but(**paired(x, pair))  # fmt: skip
+
+
+def _through_law(x: Signal, law: Law, phi: Activation) -> Signal:
+    """φ(m + σ·h(z)): two elements by the normals that they are made of (signal.laws)."""
+    assert x.mean is not None and x.variance is not None
+    fixed, q, variance = x.mean**2, x.second_moment or 0.0, x.variance
+    values = phi.function(x.mean + math.sqrt(variance) * law.values)
+    mean, second = float(WEIGHTS @ values), float(WEIGHTS @ (values * values))
+    if not math.isfinite(second):
+        return Signal(roles=x.roles)
+    series = Series(values)
+
+    def pair(c: float) -> float | None:
+        own = min(max((c * q - fixed) / variance, -1.0), 1.0)
+        return correlated(series.at(law.normal_correlation(own)), second)
+
+    return Signal(
+        mean, second, None, None, x.odd_in if phi.odd else (), phi.one_sided, x.roles,
+        profile=x.profile if phi.homogeneous else {}, law=Law(lambda: values),
     ).but(**paired(x, pair))  # fmt: skip
 
 

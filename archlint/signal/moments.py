@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from archlint.signal.laws import Law
 
 Role = Literal["sample", "position", "feature"]
 Factors = tuple[tuple[Role, int], ...]  # what a dimension is made of, outer ones first
@@ -35,6 +38,7 @@ class Signal:
     it only. Of other tensors that is the mean's square along features
     (:meth:`between_features`), and the correlation above along positions. ``windows_share``: by how
     much position_correlation was above cross_correlation when positions were merged with samples.
+    ``law``: of an element that is known not to be normal (signal.laws).
     """
 
     mean: float | None = None
@@ -50,6 +54,7 @@ class Signal:
     parts: tuple[Factors, ...] = ()
     shared: Mapping[int, float] = field(default_factory=dict, compare=False)
     windows_share: float = 0.0
+    law: Law | None = field(default=None, compare=False)
 
     @property
     def known(self) -> bool:

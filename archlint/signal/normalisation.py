@@ -83,7 +83,9 @@ def _batch_norm(step: Step) -> Signal:
     square = mean_share * x.second_moment
     result = normalised(step, x, square, dict.fromkeys(_PAIRS, square), eps)
     # Every channel has its own statistics: what differs between channels is evened out.
-    return result.but(profile={a: p for a, p in x.profile.items() if a != 1})
+    fixed = all(not step.has(i) or step.signal(i).variance == 0.0 for i in (1, 2))
+    return result.but(profile={a: p for a, p in x.profile.items() if a != 1},
+                      law=x.law if fixed else None)  # fmt: skip
 
 
 def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from archlint.graph.model import LayerGraph, Node, Value
+from archlint.graph.ops import OPS
 from archlint.signal.dependence import Dependence
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.ranking import slots
@@ -21,6 +22,11 @@ for _family in _FAMILIES:
 _KEEP_AXES = frozenset({"matmul", "einsum", "transpose", "identity", "cast", "neg", "mul", "div",
                         "slice", "split", "dropout", "softmax", "add", "masked_fill",
                         "where", "expand", "tile"})  # fmt: skip
+
+# Ops after which an element has the law that is told of it.
+_KEEP_LAW = frozenset({"add", "sub", "mul", "div", "neg", "reshape", "transpose", "identity",
+                       "cast", "expand", "slice", "split", "batch_norm",
+                       *(name for name, op in OPS.items() if op.kind == "activation")})  # fmt: skip
 
 _TELL_PARTS = frozenset({"reshape", "transpose", "unfold"})  # what dimensions are made of
 
@@ -72,6 +78,8 @@ def _follow(
             result = _with_parts(graph, node, signals, out, result)
         if result.shared and node.op not in _KEEP_AXES:
             result = result.but(shared={})
+        if result.law is not None and node.op not in _KEEP_LAW:
+            result = result.but(law=None)
         signals[out] = _of_numbers(result)
     dependence.follow(node, signals)
 
