@@ -30,6 +30,7 @@ from archlint.signal.gradient import (
     unbroadcast,
 )
 from archlint.signal.joint import Slopes, slopes
+from archlint.signal.laws import NODES
 from archlint.signal.moments import Prediction, Signal
 
 for _family in ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
@@ -243,8 +244,13 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
     chosen = sum(g.chosen * w for g, w in zip(parts, weights, strict=True)) / total
     window = max(g.window for g in parts)
     excess = sum(g.excess * w for g, w in zip(parts, weights, strict=True)) / total
+    given: Profile | None = None
+    if any(g.given is not None for g in parts):
+        given = np.zeros_like(NODES)
+        for g, w in zip(parts, weights, strict=True):
+            given = given + w / total * (1.0 if g.given is None else g.given)
     return Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window, excess,
-                    _strongest(origin, sources))  # fmt: skip
+                    _strongest(origin, sources), given)  # fmt: skip
 
 
 def _overlaps(key: Key, parts: Sequence[Gradient], sources: _Sources) -> float:

@@ -75,7 +75,9 @@ class Gradient:
     ``excess``: E g² over what it would be if it were independent of the weights that made the value
     (a norm's 1/v is smallest where those weights are largest): what they take back.
     ``origin``: source, or a stretch of one -> a, where g = Σ a·g_source + what is uncorrelated with
-    every source.
+    every source. ``given``: E[g² | v]/E g² at the NODES of the law of the value that it belongs to
+    (signal.laws), where a path from there on passes by the value's own size: a stream that is
+    rectified twice passes more often where it is great. None where nothing ties the two.
     """
 
     second_moment: float | None = None
@@ -86,6 +88,7 @@ class Gradient:
     window: int = 1
     excess: float = 1.0
     origin: Mapping[Key, float] = field(default_factory=dict)
+    given: Profile | None = None
 
     @property
     def known(self) -> bool:
@@ -294,7 +297,7 @@ def times(
                 shapes[axis] = joint / level
     return g.but(
         second_moment=g.second_moment * factor * share, along=cs, profile=shapes, aligned=None,
-        origin=scaled_origin(g, mean),
+        origin=scaled_origin(g, mean), given=None,
     )  # fmt: skip
 
 

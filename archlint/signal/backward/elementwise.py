@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from archlint.signal.activations import Activation, activation, composed, leaky_relu
 from archlint.signal.arithmetic import added
 from archlint.signal.elementwise import nested, steady_power
@@ -14,6 +16,7 @@ from archlint.signal.gradient import (
     Back,
     Correlation,
     Gradient,
+    Profile,
     along_of,
     backwards,
     both,
@@ -24,19 +27,23 @@ from archlint.signal.gradient import (
     times,
     unbroadcast,
 )
+from archlint.signal.laws import NODES, WEIGHTS, Series, expected
 from archlint.signal.moments import Signal
 from archlint.signal.slopes import aligned_pair, slope_at_greatest, slope_mean, slope_pair
 
 
 def through(g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None] | None
             ) -> Gradient:  # fmt: skip
-    """φ′(z)·g for z normal with the signal's moments, independent of g: E g² times E φ′²
-    (Schoenholz et al. 2017); correlations by Mehler's formula for φ′."""
+    """φ′(z)·g for z normal with the signal's moments, or of the law that is known of it,
+    independent of g but for what g tells of it: E g² times E φ′² (Schoenholz et al. 2017);
+    correlations by Mehler's formula for φ′."""
     if g.zero:
         return g
     if x.second_moment is None or x.mean is None or g.second_moment is None:
         return Gradient(along=g.along)
     variance = max(x.second_moment - x.mean**2, 0.0)
+    if variance > 0 and not g.chosen and (x.law is not None or g.given is not None):
+        return _through_law(g, x, phi, shape)
     slope = phi.moments(x.mean, variance).slope
     if not math.isfinite(slope):
         return Gradient(along=g.along)
@@ -68,13 +75,58 @@ def through(g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None]
     )  # fmt: skip
 
 
+def _through_law(
+    g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None] | None
+) -> Gradient:
+    """The same at the NODES of x's law. What g depends on x by, s = E[g² | x]/E g², is a chance to
+    get on: of two positions, given theirs, the product of both."""
+    assert x.mean is not None and x.variance is not None and g.second_moment is not None
+    z = NODES if x.law is None else x.law.values
+    derivative = phi.derivative(x.mean + math.sqrt(x.variance) * z)
+    before = np.ones_like(NODES) if g.given is None else g.given
+    weighed = before * derivative**2
+    factor = float(WEIGHTS @ weighed)
+    if not math.isfinite(factor):
+        return Gradient(along=g.along)
+    if factor <= 0:
+        return no_gradient(len(g.along))
+    level, after = Series(before), Series(before * derivative)
+    pairs: dict[float, float] = {}
+
+    def pair(c: Correlation) -> Correlation:
+        if c is None:
+            return None
+        if c not in pairs:
+            rho = _centred(x, c)
+            rho = rho if x.law is None else x.law.normal_correlation(rho)
+            below = level.at(rho)
+            pairs[c] = 1.0 if rho >= 1.0 else after.at(rho) / below / factor if below > 0 else 0.0
+        return pairs[c]
+
+    outer = along_of(x, shape) if shape is not None else ()
+    if len(outer) != len(g.along):
+        outer = (None,) * len(g.along)
+    along = tuple(0.0 if c == 0.0 else _held(both(c, pair(d)))
+                  for c, d in zip(g.along, outer, strict=True))  # fmt: skip
+    slope = float(WEIGHTS @ derivative**2)
+    return Gradient(
+        g.second_moment * factor, along, g.profile,
+        _aligned(g, x, phi, x.variance, slope, shape), g.chosen, g.window, g.excess,
+        scaled_origin(g, float(WEIGHTS @ (before * derivative))), weighed / factor,
+    )  # fmt: skip
+
+
+def _held(c: Correlation) -> Correlation:
+    return None if c is None else min(max(c, -1.0), 1.0)
+
+
 def applied(step: Back, g: Gradient, phi: Activation) -> Gradient:
     """φ′·g at the first input. Where that is ψ(z) of a normal z, which ψ′(z) comes after, φ′ counts
     by ψ′²: E (φ∘ψ)′²/E ψ′² of E g², and the like of pairs."""
     x, shape = step.signal(0), step.shape(0)
     found = through(g, x, phi, shape)
     before, inner = nested(step)
-    if inner is None or g.zero or not found.second_moment:
+    if inner is None or g.zero or not found.second_moment or x.law is not None:
         return found
     whole = through(g, before, composed(phi, inner), shape)
     after = through(g, before, inner, shape)
@@ -208,7 +260,7 @@ def _add(step: Back) -> list[Gradient | None]:
     for i in (0, 1):
         g = unbroadcast(step, step.gradient, i)
         g = g.but(aligned=_share_aligned(step, i), excess=_share_excess(step, i),
-                  origin=scaled_origin(g, signs[i]))  # fmt: skip
+                  origin=scaled_origin(g, signs[i]), given=_share_given(step, i))  # fmt: skip
         found.append(g)
     return found
 
@@ -224,6 +276,21 @@ def _share_aligned(step: Back, i: int) -> Correlation:
     own = None if x.position_correlation is None else _centred(x, x.position_correlation)
     rest = both(c, own)
     return None if rest is None else share * g.aligned + (1 - share) * rest
+
+
+def _share_given(step: Back, i: int) -> Profile | None:
+    """E[g² | x] = E[s(x + y)] of one term x of a sum, over the other one y."""
+    g, x, y, out = step.gradient, step.signal(i), step.signal(1 - i), step.out_signal()
+    if (g.given is None or x.law is None or step.shape(i) != step.out_shape()
+            or not x.variance or not out.variance or y.variance is None):  # fmt: skip
+        return None
+    sign = 1.0 if step.node.op == "add" else -1.0
+    total = NODES if out.law is None else out.law.values
+    own, other = x.law.values, NODES if y.law is None else y.law.values
+    signs = (1.0, sign) if i == 0 else (sign, 1.0)
+    return expected((math.sqrt(out.variance) * total, g.given),
+                    signs[0] * math.sqrt(x.variance) * own,
+                    signs[1] * math.sqrt(y.variance) * other)  # fmt: skip
 
 
 def _share_excess(step: Back, i: int) -> float:
