@@ -67,7 +67,8 @@ def through(x: Signal, phi: Activation) -> Signal:
 
 def _through_law(x: Signal, law: Law, phi: Activation) -> Signal:
     """φ(m + σ·h(z)): two elements by the normals that they are made of (signal.laws)."""
-    assert x.mean is not None and x.variance is not None
+    assert x.mean is not None
+    assert x.variance is not None
     fixed, q, variance = x.mean**2, x.second_moment or 0.0, x.variance
     values = phi.function(x.mean + math.sqrt(variance) * law.values)
     mean, second = float(WEIGHTS @ values), float(WEIGHTS @ (values * values))

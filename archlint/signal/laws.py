@@ -20,6 +20,7 @@ _EDGE, _PANEL, _POINTS = 6.0, 0.5, 3  # quadrature on [−6, 6]; kinks inside co
 _TERMS = 24  # of Hermite series
 _FAINT = 0.02  # the share of a sum's variance below which a term's law does not matter
 _DEEPEST = 8  # sums of sums that are kept to be worked out when they are asked for
+_NORMAL = 0.03  # the rms of h(z) − z up to which a law is as good as normal
 
 
 def _nodes() -> tuple[Floats, Floats]:
@@ -72,8 +73,6 @@ class Law:
         self._values: Floats | None = None
         self._copula: Floats | None = None
         self.depth = depth
-        if depth > _DEEPEST:
-            self.depth = 0 if self.values.size else depth
 
     @property
     def values(self) -> Floats:
@@ -125,7 +124,13 @@ def law_of_sum(terms: Sequence[tuple[Law | None, float]]) -> Law | None:
                 found = _convolved(found, math.sqrt(variance) * values)
         return found[0]
 
-    return Law(made, max(law.depth for law, _ in odd) + 1)
+    found = Law(made, max(law.depth for law, _ in odd) + 1)
+    if found.depth > _DEEPEST:
+        off = found.values - NODES
+        found.depth = 0
+        if float(WEIGHTS @ (off * off)) < _NORMAL**2:
+            return None
+    return found
 
 
 def _convolved(a: tuple[Floats, Floats], b: Floats) -> tuple[Floats, Floats]:
@@ -139,9 +144,8 @@ def _convolved(a: tuple[Floats, Floats], b: Floats) -> tuple[Floats, Floats]:
     return np.interp(_PLACES, below, total[order]), WEIGHTS
 
 
-def expected(values: Floats, at: Floats, beside: Floats) -> Floats:
-    """E f(x + y) for every place x of ``at`` and y at the NODES ``beside``, of an f with those
-    ``values`` (ordinates, ascending; f at them)."""
-    ordinates, f = values
-    found = np.interp((at[:, None] + beside[None, :]).ravel(), ordinates, f)
+def expected(f: Floats, places: Floats, at: Floats, beside: Floats) -> Floats:
+    """E f(x + y) for every x of ``at``, with y at the NODES ``beside``, of an f that is known at
+    ascending ``places``."""
+    found = np.interp((at[:, None] + beside[None, :]).ravel(), places, f)
     return np.asarray(found.reshape(at.size, beside.size) @ WEIGHTS, np.float64)

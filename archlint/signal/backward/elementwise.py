@@ -80,7 +80,9 @@ def _through_law(
 ) -> Gradient:
     """The same at the NODES of x's law. What g depends on x by, s = E[g² | x]/E g², is a chance to
     get on: of two positions, given theirs, the product of both."""
-    assert x.mean is not None and x.variance is not None and g.second_moment is not None
+    assert x.mean is not None
+    assert x.variance is not None
+    assert g.second_moment is not None
     z = NODES if x.law is None else x.law.values
     derivative = phi.derivative(x.mean + math.sqrt(x.variance) * z)
     before = np.ones_like(NODES) if g.given is None else g.given
@@ -288,7 +290,7 @@ def _share_given(step: Back, i: int) -> Profile | None:
     total = NODES if out.law is None else out.law.values
     own, other = x.law.values, NODES if y.law is None else y.law.values
     signs = (1.0, sign) if i == 0 else (sign, 1.0)
-    return expected((math.sqrt(out.variance) * total, g.given),
+    return expected(g.given, math.sqrt(out.variance) * total,
                     signs[0] * math.sqrt(x.variance) * own,
                     signs[1] * math.sqrt(y.variance) * other)  # fmt: skip
 
