@@ -204,10 +204,11 @@ class Gradients:
         sizes = self.lengths.spots(value)
         if sizes is None:
             return None
-        if math.prod(sizes) <= 1:
-            return replace(g, alike=Pairs(sizes))
         c = self.predictions[value].grad_position_correlation
-        return None if c is None else replace(g, alike=Pairs(sizes, None, c))
+        if math.prod(sizes) <= 1:
+            c = 1.0
+        # tables by offset are of the positions that were
+        return None if c is None else replace(g, alike=Pairs(sizes, None, c), lean=None, uneven=None)
 
     def _settle(self, value: str, parts: list[tuple[float, Back | None]], readers: int
                 ) -> Back | None:  # fmt: skip
