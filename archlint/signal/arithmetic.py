@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from archlint.graph.model import Node
+from archlint.signal.activations import activation
 from archlint.signal.laws import law_of_sum, mirrored
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.transfer import Step, both_paired, correlated, merged_groups
@@ -147,6 +148,32 @@ def multiplied(a: Signal, b: Signal) -> Signal:
                   _product_groups(a, b), a.one_sided * b.one_sided, a.roles or b.roles,
                   a.profile or b.profile,
                   ).but(**both_paired(a, b, lambda c, d: c * d))  # fmt: skip
+
+
+def greater(a: Signal, b: Signal) -> Signal:
+    """max(a, b) = (a + b + |a − b|)/2 elementwise, of normal tensors that are independent but for
+    their means: E max = (μ_a + μ_b + E|d|)/2 with d = a − b, and of pairs, this one included,
+    4 E max max′ = E s s′ + E|d||d′| + 2 E s|d′| with s = a + b, where
+    E s|d′| = E s E|d| + Cov(s, d′)·E sign d (Clark 1961; exact)."""
+    va, vb = a.variance, b.variance
+    if va is None or vb is None or a.second_moment is None or b.second_moment is None:
+        return Signal(roles=a.roles or b.roles)
+    ma, mb, qa, qb = a.mean or 0.0, b.mean or 0.0, a.second_moment, b.second_moment
+    size = activation("abs", {})
+    assert size is not None
+    ahead, spread = ma - mb, va + vb
+    apart = size.moments(ahead, spread)
+    sign = math.erf(ahead / math.sqrt(2 * spread)) if spread > 0 else float(np.sign(ahead))
+
+    def pair(c: float, d: float) -> float:
+        one, two = c * qa - ma * ma, d * qb - mb * mb
+        lengths = size.pair(ahead, spread, min(one + two, spread))
+        crossed = (ma + mb) * apart.mean + (one - two) * sign
+        return (c * qa + d * qb + 2 * ma * mb + lengths + 2 * crossed) / 4
+
+    second = max(pair(1.0, 1.0), 0.0)
+    return Signal((ma + mb + apart.mean) / 2, second, roles=a.roles or b.roles).but(
+        **both_paired(a, b, lambda c, d: correlated(pair(c, d), second)))  # fmt: skip
 
 
 def _product_groups(a: Signal, b: Signal) -> tuple[frozenset[str], ...]:

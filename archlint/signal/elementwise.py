@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from archlint.signal.activations import Activation, activation, composed, leaky_relu
-from archlint.signal.arithmetic import added, aligned, beside_zeros, multiplied, scaled
+from archlint.signal.arithmetic import added, aligned, beside_zeros, greater, multiplied, scaled
 from archlint.signal.joint import together
 from archlint.signal.laws import NODES, WEIGHTS, Law, Series
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
@@ -409,7 +409,8 @@ def _clip(step: Step) -> Signal:
 
 @transfers("maximum", "minimum")
 def _extreme(step: Step) -> Signal:
-    """Against a number it clips; else unknown."""
+    """Against a number it clips. Of two normal tensors of which neither tells of the other; else
+    unknown."""
     for i in (0, 1):
         edge = step.dependence.number(step.value(i) or "", step.signals)
         if edge is not None:
@@ -418,7 +419,12 @@ def _extreme(step: Step) -> Signal:
             bounds = (edge, math.inf) if step.node.op == "maximum" else (-math.inf, edge)
             phi = activation("hardtanh", {"minimum": bounds[0], "maximum": bounds[1]})
             return UNKNOWN_SIGNAL if phi is None else through(step.signal(1 - i), phi)
-    return UNKNOWN_SIGNAL
+    a, b = aligned(step, 0), aligned(step, 1)
+    if not (a.gaussian and b.gaussian) or (dependent(step) and cross_terms(step)):
+        return UNKNOWN_SIGNAL
+    if step.node.op == "maximum":
+        return greater(a, b)
+    return scaled(greater(scaled(a, -1.0), scaled(b, -1.0)), -1.0)
 
 
 @transfers("where", "masked_fill")

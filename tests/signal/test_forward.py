@@ -72,6 +72,17 @@ def _relu_conv(**options: Any) -> Callable[[], nn.Module]:
                                  nn.Conv2d(24, 24, 3, **options))  # fmt: skip
 
 
+def _conv() -> nn.Conv2d:
+    return nn.Conv2d(3, 24, 3, padding=1)
+
+
+def biased(layer: nn.Conv2d, number: float) -> nn.Conv2d:
+    """A layer whose biases are one number."""
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, number)
+    return layer
+
+
 def _stem() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
 
@@ -162,6 +173,10 @@ CASES = [
     _case("linear", ROW, lambda n, x: n.a(x), a=lambda: nn.Linear(48, 64)),
     _case("two linear", ROW, lambda n, x: n.b(torch.relu(n.a(x))), a=lambda: nn.Linear(48, 64),
           b=lambda: nn.Linear(64, 64)),
+    _case("maximum", IMAGE, lambda n, x: torch.maximum(n.a(x), n.b(x)), slack=0.02,
+          a=lambda: biased(_conv(), 0.3), b=lambda: nn.Conv2d(3, 24, 5, padding=2)),
+    _case("minimum", IMAGE, lambda n, x: n.b(torch.min(n.a(x), x[:, :1])), slack=0.02,
+          a=lambda: biased(_conv(), -0.5), b=lambda: nn.Conv2d(24, 24, 1)),
     _case("conv padding", IMAGE, lambda n, x: n.a(x), a=_relu_conv(padding=1)),
     _case("conv stride", IMAGE, lambda n, x: n.a(x), a=_relu_conv(stride=2, padding=1)),
     _case("conv dilation", IMAGE, lambda n, x: n.a(x), a=_relu_conv(dilation=2, padding=2)),

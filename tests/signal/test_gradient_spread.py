@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from archlint.graph.builder import GraphBuilder
+from archlint.graph.from_torch import load_torch
 from archlint.graph.model import LayerGraph
 from archlint.initialization.distribution import normal
 from archlint.signal.activations import activation
@@ -162,3 +164,26 @@ def test_residual_networks(width: int, inner: int, depth: int, eta: float) -> No
         g = g + eta * np.matmul(one.transpose(0, 2, 1), inside[:, :, None])[:, :, 0]
     found = (np.log(np.square(g).mean(axis=1)) - start).var(ddof=1)
     assert abs(beta - found) <= max(3 * found * math.sqrt(2 / DRAWS), 0.25 * found)
+
+
+class _Context(nn.Module):
+    """A convolution beside one of the mean over positions, which each position gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.all = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.each(x) + self.all(x.mean((2, 3), keepdim=True)))
+
+
+def test_a_gradient_that_leaves_its_positions() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(*[_Context() for _ in range(4)])
+
+    graph = load_torch(build(), {"input": ((1, 16, 6, 6), "float32")})
+    found = analyse(graph).prediction(graph.inputs[0])
+    logs = draw(build, (16, 6, 6), 200).gradient[INPUT]
+    assert found.grad_spread is not None
+    off = abs(found.grad_spread - logs.variance)
+    assert off <= max(3 * logs.error_of_variance, 0.25 * logs.variance)

@@ -208,7 +208,9 @@ class Gradients:
         if math.prod(sizes) <= 1:
             c = 1.0
         # tables by offset are of the positions that were
-        return None if c is None else replace(g, alike=Pairs(sizes, None, c), lean=None, uneven=None)
+        return (
+            None if c is None else replace(g, alike=Pairs(sizes, None, c), lean=None, uneven=None)
+        )
 
     def _settle(self, value: str, parts: list[tuple[float, Back | None]], readers: int
                 ) -> Back | None:  # fmt: skip
