@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
+from itertools import combinations
 
 import numpy as np
 
 from archlint.graph.model import LayerGraph
+from archlint.signal.backward.neighbours import with_neighbours
 from archlint.signal.backward.normalisation import channel_variations
 from archlint.signal.dependence import Dependence
+from archlint.signal.dominators import Dominators
 from archlint.signal.elementwise import cross_terms, dependent
 from archlint.signal.gradient import (
     BACKWARD,
@@ -21,17 +25,21 @@ from archlint.signal.gradient import (
     Correlation,
     Gradient,
     Key,
+    Mixed,
     Profile,
     Stretch,
     along_of,
     energy,
+    field_of,
     no_gradient,
+    shared,
     times,
     unbroadcast,
 )
 from archlint.signal.joint import Slopes, slopes
 from archlint.signal.laws import NODES
 from archlint.signal.moments import Prediction, Signal
+from archlint.signal.neighbours import Field, Mixing, sizes_of
 
 for _family in ("affine", "attention", "elementwise", "layout", "normalisation", "pooling",
                 "recurrent"):  # fmt: skip
@@ -75,9 +83,14 @@ def gradients(
     for node in graph.nodes:
         dependence.follow(node, signals)
     paths = _Paths(graph, signals, dependence)
+    passes = _Passes(graph)
     for node in reversed(graph.nodes):
         for out in node.outputs:
-            found[out] = _sum(graph, out, arriving.pop(out, []), sources)
+            g = _sum(graph, out, arriving.pop(out, []), sources)
+            if any(isinstance(key, Mixed) for key in g.origin) and out in passes.values:
+                sources[f"value:{out}"] = g  # what is before gets all of its gradient from here
+                g = g.but(origin={f"value:{out}": 1.0})
+            found[out] = g
         step = Back(graph, node, signals, dependence, tuple(found[out] for out in node.outputs),
                     variations)  # fmt: skip
         _hand_on(step, arriving, sources, edges, paths)
@@ -135,7 +148,7 @@ def _hand_on(
           or paths.meet(step)):  # fmt: skip
         results = [UNKNOWN_GRADIENT] * len(node.inputs)
     else:
-        results = BACKWARD[node.op](step)
+        results = with_neighbours(step, BACKWARD[node.op](step))
     for i, (value, want) in enumerate(zip(node.inputs, wanted, strict=True)):
         g = results[i] if i < len(results) else None
         if not want or value is None or (node.id, i) in paths.edges:
@@ -155,6 +168,22 @@ def _hand_on(
             if isinstance(key, str):
                 sources.setdefault(key, g)
         arriving.setdefault(value, []).append(g)
+
+
+@dataclass
+class _Passes:
+    """The values that every path from the inputs to the outputs passes through."""
+
+    graph: LayerGraph
+
+    @cached_property
+    def values(self) -> frozenset[str]:
+        """Found when asked for: few networks have pools beside a skip connection."""
+        tree = Dominators(self.graph)
+        at: str | None = self.graph.outputs[0] if self.graph.outputs else None
+        for out in self.graph.outputs[1:]:
+            at = None if at is None else tree.common(at, out)
+        return frozenset(tree.path(at)) if at is not None else frozenset()
 
 
 @dataclass(slots=True)
@@ -218,23 +247,28 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
     for g in parts:
         for s, a in g.origin.items():
             origin[s] = origin.get(s, 0.0) + a
+    by_place = any(g.nearby is not None for g in parts) or any(
+        isinstance(key, Mixed) for key in origin
+    )
     cross = 0.0
-    shared: list[tuple[Gradient, float]] = []
+    common: list[tuple[Gradient, float]] = []
     for s, a in origin.items():
         own = energy(s, sources)
         if own is None:
             continue
         alone = sum(g.origin.get(s, 0.0) ** 2 for g in parts)
-        both = (a * a - alone) * own + _overlaps(s, parts, sources)
+        both = (a * a - alone) * own
+        both += _mixed_overlaps(s, parts, sources) if isinstance(s, Mixed) else _overlaps(
+            s, parts, sources)  # fmt: skip
         if both:
             cross += both
-            shared.append((sources[s if isinstance(s, str) else s.source], both))
+            common.append((sources[s if isinstance(s, str) else s.source], both))
     second = max(total + cross, 0.0)
     if len({len(g.along) for g in parts}) > 1 or second <= 0:
         return Gradient(second, (None,) * rank, origin=_strongest(origin, sources))
     along = tuple(
         _mean_correlation([(g.along[a], w) for g, w in zip(parts, weights, strict=True)]
-                          + [(s.along[a] if a < len(s.along) else 0.0, w) for s, w in shared],
+                          + [(s.along[a] if a < len(s.along) else 0.0, w) for s, w in common],
                           second)
         for a in range(len(parts[0].along))
     )  # fmt: skip
@@ -249,8 +283,77 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
         given = np.zeros_like(NODES)
         for g, w in zip(parts, weights, strict=True):
             given = given + w / total * (1.0 if g.given is None else g.given)
-    return Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window, excess,
-                    _strongest(origin, sources), given)  # fmt: skip
+    found = Gradient(second, along, _mean_profile(parts, weights), aligned, chosen, window, excess,
+                     _strongest(origin, sources), given)  # fmt: skip
+    return _of_neighbours(graph, value, found, parts, sources, origin) if by_place else found
+
+
+def _mixed_overlaps(key: Mixed, parts: Sequence[Gradient], sources: _Sources) -> float:
+    """What a source after a map over positions in one part has in common with the source itself,
+    or with it after another map, in the others."""
+    total = 0.0
+    for other in {k for g in parts for k in g.origin}:
+        if other == key or (other if isinstance(other, str) else other.source) != key.source:
+            continue
+        weight = _crossed(key, other, parts)
+        # of two maps each is met as the key once
+        weight *= 0.5 if isinstance(other, Mixed) else 1.0
+        field = shared(key, other, sources) if weight else None
+        total += weight * field.second if field is not None else 0.0
+    return total
+
+
+def _crossed(one: Key, two: Key, parts: Sequence[Gradient]) -> float:
+    """2 Σ_{i≠j} a_i b_j of the coefficients of two keys."""
+    a, b = ([g.origin.get(k, 0.0) for g in parts] for k in (one, two))
+    both = sum(x * y for x, y in zip(a, b, strict=True))
+    return 2 * (sum(a) * sum(b) - both)
+
+
+def _of_neighbours(
+    graph: LayerGraph, value: str, found: Gradient, parts: Sequence[Gradient], sources: _Sources,
+    origin: Mapping[Key, float],
+) -> Gradient:  # fmt: skip
+    """A sum with what its neighbours have in common: E[g g′] of the parts and between them."""
+    axes = next((k.mixing.axes for k in origin if isinstance(k, Mixed)), None) or next(
+        (g.nearby.axes for g in parts if g.nearby is not None), ()
+    )
+    sizes = sizes_of(graph.shape(value), axes)
+    if sizes is None or not found.second_moment:
+        return found
+    plain = Mixing.none(axes, sizes)
+    whole = Field(sizes, np.zeros((1,) * len(axes)), 0.0)
+    for g in parts:
+        own = field_of(g, plain)
+        if own is None:
+            return found
+        whole = whole.plus(own)
+    for key, a in origin.items():
+        alone = a * a - sum(g.origin.get(key, 0.0) ** 2 for g in parts)
+        source = sources.get(key) if isinstance(key, str) else None
+        if isinstance(key, Mixed):
+            own = shared(key, key, sources)
+        else:
+            own = field_of(source, plain) if source is not None else None
+        if alone and own is not None:
+            whole = whole.plus(own, alone)
+    mixed = [k for k in origin if isinstance(k, Mixed)]
+    pairs: list[tuple[Mixed, Key]] = [(k, k.source) for k in mixed]
+    pairs += combinations(mixed, 2)
+    for key, other in pairs:
+        if other not in origin or (isinstance(other, Mixed) and other.source != key.source):
+            continue
+        weight = _crossed(key, other, parts)
+        own = shared(key, other, sources) if weight else None
+        if own is not None:
+            whole = whole.plus(own, weight)
+    second = found.second_moment
+    if whole.second <= 0:
+        return found
+    ratio = second / whole.second
+    between = min(max(whole.mean * ratio / second, -1.0), 1.0)
+    along = tuple(between if a in axes else c for a, c in enumerate(found.along))
+    return found.but(along=along, nearby=whole.nearby(axes))
 
 
 def _overlaps(key: Key, parts: Sequence[Gradient], sources: _Sources) -> float:

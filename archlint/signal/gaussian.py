@@ -122,6 +122,26 @@ def max_of_correlated(
 
 
 @lru_cache(maxsize=4096)
+def overlapping_maxima(count: int, common: float) -> float:
+    """The covariance of the maxima of two sets of ``count`` independent standard normals that have
+    ``common`` of them in both: given the greatest t of these, each is max(t, the rest)."""
+    if common <= 0:
+        return 0.0
+    x, w = nodes_and_weights(())
+    f = cdf_of(x)
+    mean = float((w * count * f ** (count - 1)) @ x)
+    shared = w * common * f ** (common - 1)
+    rest = count - common
+    if rest <= 1e-9:
+        return float(shared @ (x * x)) - mean * mean
+    beyond = w * rest * f ** (rest - 1)
+    above = np.cumsum((beyond * x)[::-1])[::-1] - beyond * x
+    at = np.concatenate([[0.0], np.cumsum(beyond)[:-1]]) + beyond / 2  # F^rest at the points
+    given = x * at + above + beyond * x / 2
+    return float(shared @ (given * given)) - mean * mean
+
+
+@lru_cache(maxsize=4096)
 def moments_of_maximum(
     f: Function, count: int, correlation: float, mean: float, variance: float
 ) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby, Role, Signal
+from archlint.signal.neighbours import Field, Mixing, passed
 from archlint.signal.transfer import Step
 
 Profile = npt.NDArray[np.float64]
@@ -59,7 +60,15 @@ class Folded(NamedTuple):
         return math.prod(self.shape[a] or 1 for a in self.axes)
 
 
-Key = str | Stretch | Folded
+class Mixed(NamedTuple):
+    """A source's gradient after a map over its positions."""
+
+    source: str
+    mixing: Mixing
+    placed: bool = False
+
+
+Key = str | Stretch | Folded | Mixed
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Gradient:
     every source. ``given``: E[g² | v]/E g² at the NODES of the law of the value that it belongs to
     (signal.laws), where a path from there on passes by the value's own size: a stream that is
     rectified twice passes more often where it is great. None where nothing ties the two.
+    ``nearby``: where neighbours are more alike than other positions, by how much.
     """
 
     second_moment: float | None = None
@@ -89,6 +99,7 @@ class Gradient:
     excess: float = 1.0
     origin: Mapping[Key, float] = field(default_factory=dict)
     given: Profile | None = None
+    nearby: Nearby | None = None
 
     @property
     def known(self) -> bool:
@@ -259,11 +270,39 @@ def energy(key: Key, sources: Mapping[str, Gradient]) -> float | None:
     source = sources.get(name)
     if source is None or source.second_moment is None or isinstance(key, str):
         return None if source is None else source.second_moment
+    if isinstance(key, Mixed):
+        found = shared(key, key, sources)
+        return None if found is None else found.second
     if isinstance(key, Folded):
         return source.second_moment * key.terms * key.whole
     own = source.profile.get(key.axis)
     level = 1.0 if own is None or own.size < key.stop else float(own[key.start : key.stop].mean())
     return source.second_moment * level * (key.share if key.placed else 1.0)
+
+
+def field_of(g: Gradient, mixing: Mixing) -> Field | None:
+    """E[g g′] by displacement along the axes of a map over positions."""
+    if g.second_moment is None or len(g.along) <= max(mixing.axes):
+        return None
+    cs = [g.along[a] for a, n in zip(mixing.axes, mixing.sizes, strict=True) if n > 1]
+    if any(c is None for c in cs):
+        return None
+    c = max((c for c in cs if c is not None), default=0.0)
+    nearby = g.nearby if g.nearby is not None and g.nearby.axes == mixing.axes else None
+    return Field.of(g.second_moment, c, nearby, mixing.sizes)
+
+
+def shared(one: Key, two: Key, sources: Mapping[str, Gradient]) -> Field | None:
+    """What two gradients that maps over positions made of one source have in common, by
+    displacement; None where that is not known or the two do not fit."""
+    mixing = next((k.mixing for k in (one, two) if isinstance(k, Mixed)), None)
+    source = sources.get(one if isinstance(one, str) else one.source)
+    if mixing is None or source is None or (field := field_of(source, mixing)) is None:
+        return None
+    maps = [k.mixing if isinstance(k, Mixed) else Mixing.none(mixing.axes, mixing.sizes)
+            for k in (one, two)]  # fmt: skip
+    sizes = [[m.weights.shape for m in mixing.maps] for mixing in maps]
+    return passed(field, maps[0], maps[1] if one != two else None) if sizes[0] == sizes[1] else None
 
 
 def scaled_origin(g: Gradient, a: float | None) -> dict[Key, float]:

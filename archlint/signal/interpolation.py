@@ -1,4 +1,4 @@
-"""How much a resized axis averages: the sum of squared interpolation weights of its elements."""
+"""The weights by which a resized axis is made from what was there."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-@lru_cache(maxsize=1024)
-def concentration(
+@lru_cache(maxsize=256)
+def weights(
     before: int, after: int, mode: str, coordinates: str = "half_pixel", cubic: float = -0.75,
     antialias: bool = False,
-) -> float | None:  # fmt: skip
-    """The mean over the elements of a resized axis of Σw², where w are the weights of the elements
-    it is interpolated from (Σw = 1): 1 where it copies, 1/n where it averages n. ``mode`` is
-    nearest, linear or cubic (Keys 1981); None for another one.
-    """
-    if mode == "nearest" or before == after:
-        return 1.0
-    if mode not in ("linear", "cubic") or before < 1 or after < 1:
+) -> Floats | None:  # fmt: skip
+    """[after, before], rows that sum to one. ``mode`` is nearest, linear or cubic (Keys 1981); None
+    for another one."""
+    if mode not in ("nearest", "linear", "cubic") or before < 1 or after < 1:
         return None
-    reach = 1 if mode == "linear" else 2
+    if before == after:
+        return np.eye(after)
     scale = before / after
-    stretch = max(scale, 1.0) if antialias else 1.0  # a kernel as wide as what it stands for
     i = np.arange(after, dtype=np.float64)
+    found = np.zeros((after, before))
+    rows = np.arange(after)
+    if mode == "nearest":
+        found[rows, np.minimum(rows * before // after, before - 1)] = 1.0
+        return found
+    reach = 1 if mode == "linear" else 2
+    stretch = max(scale, 1.0) if antialias else 1.0  # a kernel as wide as what it stands for
     if coordinates == "align_corners":
         at = i * (before - 1) / max(after - 1, 1)
     elif coordinates == "asymmetric":
@@ -38,16 +41,13 @@ def concentration(
     wide = int(np.ceil(reach * stretch))
     taps = np.floor(at)[:, None] + np.arange(-wide, wide + 2)
     distance = np.abs(taps - at[:, None]) / stretch
-    weights = np.maximum(1 - distance, 0.0) if mode == "linear" else _cubic(distance, cubic)
+    share = np.maximum(1 - distance, 0.0) if mode == "linear" else _cubic(distance, cubic)
     index = np.clip(taps, 0, before - 1).astype(int)  # the border is repeated
     if antialias:
-        weights = np.where((taps >= 0) & (taps < before), weights, 0.0)
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    square = np.zeros(after)
-    for shift in range(weights.shape[1]):  # taps that fall on one element of the border add up
-        same = index == index[:, shift : shift + 1]
-        square += weights[:, shift] * (weights * same).sum(axis=1)
-    return float(square.mean())
+        share = np.where((taps >= 0) & (taps < before), share, 0.0)
+    share = share / share.sum(axis=1, keepdims=True)
+    np.add.at(found, (rows[:, None], index), share)  # taps on one element of the border add up
+    return found
 
 
 def _cubic(x: Floats, a: float) -> Floats:

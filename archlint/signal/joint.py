@@ -4,14 +4,16 @@ Such a value is written as Σ c·Π f(r) over *roots* r without a source in comm
 variable with a signal's moments: x + LN(x), z·h + (1 − z)·x, x·sigmoid(x). Products of functions of
 different roots have products of expectations; two functions of one root have E f(r)g(r), and at two
 positions or samples Mehler's Σ a_k b_k ρ^k (signal.gaussian). What is added side by side, such as
-tokens that pass beside a class token, is taken part by part.
+tokens that pass beside a class token, is taken part by part. A root may have been through a pool,
+x + pool(x): such terms are linear in it, and what two of them share is worked out by displacement
+(signal.neighbours).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -24,7 +26,9 @@ from archlint.signal.activations import activation
 from archlint.signal.arithmetic import added, broadcast, scaled
 from archlint.signal.dependence import MEANS
 from archlint.signal.gaussian import Floats, Function, hermite, nodes_and_weights
+from archlint.signal.mixing import averaging
 from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Role, Signal
+from archlint.signal.neighbours import Field, Mixing, passed
 from archlint.signal.normalisation import feature_mean_square
 from archlint.signal.parts import parts_profile, taken, weighted_mean
 from archlint.signal.transfer import Step, correlated
@@ -50,10 +54,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """number·Π f(r): of every root [f, f′] at its quadrature points; None where f(r) = r."""
+    """number·Π f(r): of every root [f, f′] at its quadrature points; None where f(r) = r.
+    ``mixing``: what a term of a single root has been through."""
 
     number: float
     factors: Mapping[Place, Floats | None]
+    mixing: Mixing | None = None
 
 
 Expression = tuple[Term, ...]
@@ -62,7 +68,7 @@ Expression = tuple[Term, ...]
 def together(step: Step) -> Signal | None:
     """A sum or product whose operands have sources in common; None where it cannot be told."""
     out = step.node.outputs[0]
-    found = _Algebra(step, Place(out)).signal()
+    found = _Algebra(step, Place(out), pools=True).signal() or _Algebra(step, Place(out)).signal()
     return found or _part_by_part(step, out)
 
 
@@ -151,8 +157,8 @@ class _Algebra:
     """One sum or product as an expression of roots: nodes are opened until no two have a source in
     common."""
 
-    def __init__(self, step: Step, place: Place) -> None:
-        self.step, self.place = step, place
+    def __init__(self, step: Step, place: Place, pools: bool = False) -> None:
+        self.step, self.place, self.pools = step, place, pools
         self.graph, self.dependence = step.graph, step.dependence
         self.opened = {place}
         self.means: dict[Place, Expression] = {}  # what stands for a mean, and for what it is of
@@ -318,11 +324,21 @@ class _Algebra:
             return self._is_steady(node, place)
         if node.op in ("mul", "div", "add", "sub"):
             return len(node.inputs) == 2
+        if node.op == "avg_pool":
+            return self.pools and place.axis < 0 and self._mixing(node) is not None
         return (
             node.op in ("neg", "pow", "square")
             or stacked(self.graph, node)
             or (len(node.inputs) == 1 and activation(node.op, node.attributes) is not None)
         )
+
+    def _mixing(self, node: Node) -> Mixing | None:
+        """A pool that leaves as many places as there were and keeps the mean."""
+        mixing = averaging(replace(self.step, node=node))
+        keeps = mixing is not None and all(
+            np.allclose(m.weights.sum(axis=1), 1.0) for m in mixing.maps
+        )
+        return mixing if mixing is not None and keeps and mixing.square else None
 
     def _is_steady(self, node: Node, place: Place) -> bool:
         """Whether a norm's mean and length are nearly what they are expected to be."""
@@ -374,6 +390,10 @@ class _Algebra:
             return self._sum(first, _times(parts[1], 1.0 if node.op == "add" else -1.0))
         if node.op == "neg":
             return _times(first, -1.0)
+        if node.op == "avg_pool":
+            return self._pooled(node, first)
+        if any(t.mixing is not None for part in parts for t in part):
+            return self._of_pooled(node, children, parts)
         if node.op == "mul":
             return self._product(first, parts[1])
         if node.op == "div":
@@ -394,20 +414,45 @@ class _Algebra:
         phi = activation(node.op, node.attributes)
         return None if phi is None else self._of_one(first, phi.function, phi.derivative)
 
+    def _pooled(self, node: Node, x: Expression) -> Expression | None:
+        """A pool of what is linear in its roots."""
+        mixing = self._mixing(node)
+        if mixing is None or not _is_linear(x):
+            return None
+        made = []
+        for t in x:
+            m = mixing if t.mixing is None else mixing.after(t.mixing)
+            if m is None:
+                return None
+            made.append(Term(t.number, t.factors, m) if t.factors else t)
+        return tuple(made)
+
+    def _of_pooled(
+        self, node: Node, children: Sequence[Place], parts: Sequence[Expression]
+    ) -> Expression | None:
+        """Of what has been through a pool: products with numbers and norms."""
+        if node.op in _NORMS and all(_constant(p) is not None for p in parts[1:]):
+            return self._normalised(node, children[0], parts)
+        if node.op in ("mul", "div") and (number := _constant(parts[1])):
+            return _times(parts[0], number if node.op == "mul" else 1 / number)
+        if node.op == "mul" and (number := _constant(parts[0])) is not None:
+            return _times(parts[1], number)
+        return None
+
     def _sum(self, *expressions: Expression) -> Expression:
         """With what is alike put together: numbers, multiples of a product of elements, functions
         of a single root."""
         found: dict[object, Term] = {}
         for term in (t for e in expressions for t in e):
             arrays = [f for f in term.factors.values() if f is not None]
-            key: object = frozenset(term.factors)
+            key: object = (frozenset(term.factors), term.mixing)
             if arrays:
                 key = (key, "function") if len(term.factors) == 1 else (key, id(term))
             before = found.get(key)
             if before is None:
                 found[key] = term
             elif not arrays:
-                found[key] = Term(before.number + term.number, term.factors)
+                found[key] = Term(before.number + term.number, term.factors, term.mixing)
             else:
                 (root, one), (two,) = next(iter(before.factors.items())), arrays
                 assert one is not None
@@ -420,6 +465,12 @@ class _Algebra:
         made = []
         for s in a:
             for t in b:
+                mixing = s.mixing or t.mixing
+                if mixing is not None and s.factors and t.factors:
+                    return None
+                if mixing is not None:
+                    made.append(Term(s.number * t.number, {**s.factors, **t.factors}, mixing))
+                    continue
                 factors = {**s.factors, **t.factors}
                 for root in s.factors.keys() & t.factors.keys():
                     f, g = self._values(root, s), self._values(root, t)
@@ -471,7 +522,7 @@ class _Algebra:
         left = max(1 - tie * tie, 0.0) * size / (size + eps)
         self.virtual[rest] = (below.value, Signal(
             0.0, left, x.position_correlation, x.sample_correlation, x.odd_in, 0, x.roles,
-            gaussian=True, cross_correlation=x.cross_correlation))  # fmt: skip
+            gaussian=True, cross_correlation=x.cross_correlation, nearby=x.nearby))  # fmt: skip
         scaled_down: Expression | None = self._sum(
             _times(y, tie / math.sqrt(size + eps)), (Term(1.0, {rest: None}),)
         )
@@ -554,7 +605,7 @@ class _Algebra:
         same = all(n in (1, m) for n, m in zip(out, shape, strict=True))
         whole = node.op in ("reduce_mean", "reduce_sum") or (
             node.op == "adaptive_avg_pool" and math.prod(n or 1 for n in out[2:]) == 1)  # fmt: skip
-        if node.op == "avg_pool":
+        if node.op == "avg_pool" and not self.pools:
             whole = out == shape and not (
                 attribute("avg_pool", node.attributes, "count_padding")
                 and any(_ints(node.attributes["padding"]))
@@ -705,6 +756,8 @@ class _Algebra:
 
     def _linear(self, expression: Expression, signals: Mapping[Place, Signal]) -> Signal:
         """Numbers times values that are uncorrelated but for their means."""
+        if any(t.mixing is not None for t in expression):
+            return self._after_pools(expression, signals)
         terms = []
         for term in sorted(expression, key=lambda t: not t.factors):  # numbers last
             n = term.number
@@ -712,6 +765,41 @@ class _Algebra:
             terms.append(Signal(n, n * n, 1.0, 1.0, one_sided=(n > 0) - (n < 0),
                                 cross_correlation=1.0) if x is None else scaled(x, n))  # fmt: skip
         return reduce(added, terms, Signal(0.0, 0.0, 1.0, 1.0, cross_correlation=1.0))
+
+    def _after_pools(self, expression: Expression, signals: Mapping[Place, Signal]) -> Signal:
+        """The same where some have been through pools, root by root: Σ n_i n_j E[(M_i r)(M_j r)′]
+        by displacement, and of the means, which pools keep, what is left."""
+        axes, sizes = next((t.mixing.axes, t.mixing.sizes) for t in expression if t.mixing)
+        plain = Mixing.none(axes, sizes)
+        total = dict.fromkeys(("position_correlation", "sample_correlation"),
+                              Field(sizes, np.zeros((1,) * len(axes)), 0.0))  # fmt: skip
+        mean = sum(t.number for t in expression if not t.factors)
+        total = {name: field.shifted(mean * mean) for name, field in total.items()}
+        for root in {r: None for t in expression for r in t.factors}:
+            x = signals[root]
+            terms = [t for t in expression if root in t.factors]
+            own = sum(t.number for t in terms) * (x.mean or 0.0)
+            for name, field in total.items():
+                inside = _field_of(x, name, sizes)
+                if inside is None or x.roles[axes[0]] != "position":
+                    return Signal(roles=x.roles)
+                for i, s in enumerate(terms):
+                    for t in terms[i:]:
+                        factor = s.number * t.number * (1.0 if s is t else 2.0)
+                        part = passed(inside, s.mixing or plain, t.mixing or plain)
+                        field = field.plus(part, factor)
+                total[name] = field
+            total = {name: field.shifted(2 * mean * own) for name, field in total.items()}
+            mean += own
+        position, sample = total.values()
+        second = max(position.second, 0.0)
+        first = next(signals[r] for t in expression for r in t.factors)
+        return Signal(
+            mean, second, correlated(position.mean, second), correlated(sample.second, second),
+            self._odd(tuple(replace(t, mixing=None) for t in expression), signals), 0, first.roles,
+            gaussian=True, cross_correlation=correlated(sample.mean, second),
+            nearby=position.nearby(axes),
+        )  # fmt: skip
 
     def _mean(self, root: Place, term: Term) -> float:
         own = term.factors.get(root)
@@ -791,8 +879,18 @@ class _Algebra:
         return sign
 
 
+def _field_of(x: Signal, name: str, sizes: tuple[int, ...]) -> Field | None:
+    """K by displacement, of one sample or of two."""
+    q, far = x.second_moment, x.position_correlation
+    if name == "position_correlation":
+        return None if q is None or far is None else Field.of(q, far, x.nearby, sizes)
+    if q is None or x.sample_correlation is None or x.apart is None:
+        return None
+    return Field(sizes, np.full((1,) * len(sizes), q * x.sample_correlation), q * x.apart)
+
+
 def _times(x: Expression, number: float) -> Expression:
-    return tuple(Term(t.number * number, t.factors) for t in x if t.number * number != 0.0)
+    return tuple(replace(t, number=t.number * number) for t in x if t.number * number != 0.0)
 
 
 def _is_linear(x: Expression) -> bool:

@@ -18,6 +18,24 @@ Factors = tuple[tuple[Role, int], ...]  # what a dimension is made of, outer one
 Group = frozenset[str]  # parameters whose common sign flip is meant
 
 
+@dataclass(frozen=True, eq=False)
+class Nearby:
+    """E[v v′]/E v² of two positions by how far apart they lie along ``axes``: an array with zero
+    displacement in its middle; ``far`` for what lies outside it (signal.neighbours)."""
+
+    axes: tuple[int, ...]
+    values: npt.NDArray[np.float64]
+    far: float
+
+    def at(self, shift: tuple[int, ...] | None) -> float:
+        """At a displacement; None is far away."""
+        if shift is None:
+            return self.far
+        place = [n // 2 + d for n, d in zip(self.values.shape, shift, strict=True)]
+        inside = all(0 <= i < n for i, n in zip(place, self.values.shape, strict=True))
+        return float(self.values[tuple(place)]) if inside else self.far
+
+
 @dataclass(frozen=True)
 class Signal:
     """Moments of a tensor's elements over initializations and inputs; None is *unknown*.
@@ -39,6 +57,7 @@ class Signal:
     (:meth:`between_features`), and the correlation above along positions. ``windows_share``: by how
     much position_correlation was above cross_correlation when positions were merged with samples.
     ``law``: of an element that is known not to be normal (signal.laws).
+    ``nearby``: where neighbours are more alike than other positions, by how much.
     """
 
     mean: float | None = None
@@ -55,6 +74,7 @@ class Signal:
     shared: Mapping[int, float] = field(default_factory=dict, compare=False)
     windows_share: float = 0.0
     law: Law | None = field(default=None, compare=False)
+    nearby: Nearby | None = field(default=None, compare=False)
 
     @property
     def known(self) -> bool:

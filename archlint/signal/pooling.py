@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
+
+import numpy as np
 
 from archlint.signal.activations import Activation, activation
 from archlint.signal.arithmetic import scaled
-from archlint.signal.gaussian import max_of_correlated, maxima_of_pairs, moments_of_maximum
+from archlint.signal.gaussian import (
+    Floats,
+    max_of_correlated,
+    maxima_of_pairs,
+    moments_of_maximum,
+    overlapping_maxima,
+)
 from archlint.signal.gradient import merged, role_correlation
-from archlint.signal.interpolation import concentration
 from archlint.signal.joint import stacked, together
+from archlint.signal.mixing import adaptive_averaging, averaging, chain, resampling
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.neighbours import REACH, Field, mixed
 from archlint.signal.parts import weighted_mean
 from archlint.signal.squares import root_of_gamma
 from archlint.signal.transfer import (
@@ -46,26 +57,15 @@ def averaged(x: Signal, count: float, correlation: float | None) -> Signal:
 
 @transfers("avg_pool")
 def _avg_pool(step: Step) -> Signal:
-    """A window's mean; padding that is counted takes its share."""
+    """A window's mean; padding that is counted takes its share (signal.neighbours)."""
     x = step.signal(0)
     count = math.prod(step.ints("kernel"))
     if count == 1:
         return x
-    result = averaged(x, count, x.position_correlation)
-    if not any(step.ints("padding")) or result.second_moment is None:
-        return result
-    spans = _spans(step)
-    if spans is None:
-        return UNKNOWN_SIGNAL
-    if not step.attribute("count_padding"):  # a mean over fewer at the border
-        fewer = math.prod(sum(1 / max(b - a, 1) for a, b in axis) / max(len(axis), 1)
-                          for axis in spans)  # fmt: skip
-        return averaged(x, 1 / fewer, x.position_correlation) if fewer > 0 else result
-    covered = _elements(spans) / count
-    return result.but(
-        mean=None if result.mean is None else result.mean * covered,
-        second_moment=result.second_moment * covered,
-    )
+    mixing = averaging(step)
+    if mixing is not None and (found := mixed(*chain(step, mixing))).known:
+        return found
+    return averaged(x, count, x.position_correlation)
 
 
 @transfers("adaptive_avg_pool")
@@ -76,8 +76,11 @@ def _adaptive_avg_pool(step: Step) -> Signal:
     if before is None:
         return UNKNOWN_SIGNAL
     count = max(round(before / math.prod(sizes)), 1)
-    if count == 1:
+    if count == 1 and before == math.prod(sizes):
         return x
+    mixing = adaptive_averaging(step) if math.prod(sizes) > 1 else None
+    if mixing is not None and (found := mixed(*chain(step, mixing))).known:
+        return found
     result = averaged(x, count, x.position_correlation)
     return without_positions(result) if math.prod(sizes) == 1 else result
 
@@ -103,7 +106,61 @@ def maximum(step: Step, count: int, alike: float | None = None, sign: float = 1.
     return _greatest(step, step.value(0), count, alike)
 
 
-def _greatest(step: Step, value: str | None, count: int, alike: float | None) -> Signal:
+_Spans = list[list[tuple[int, int]]]  # stretches [begin, end) along every spatial axis
+
+
+@dataclass(frozen=True, slots=True)
+class _Overlap:
+    """Windows over the positions of a map: how many elements two have in common on average, along
+    each of some axes, by how far they lie apart."""
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    lengths: tuple[Floats, ...]
+    steps: tuple[int, ...]
+
+    def alike(self, x: Signal, shift: Sequence[int]) -> float | None:
+        """The mean of E[v v′]/E v² over two different places, of one window and of one that lies
+        that many windows from it."""
+        if x.nearby is None or x.nearby.axes != self.axes:
+            return x.position_correlation
+        counts = []
+        for n, length, step, d in zip(
+            x.nearby.values.shape, self.lengths, self.steps, shift, strict=True
+        ):
+            wide = max(round(float(length.max())), 1)
+            counts.append(np.maximum(wide - np.abs(np.arange(n) - n // 2 - step * d), 0.0))
+        pairs = reduce(np.multiply.outer, counts)
+        total = math.prod(max(round(float(length.max())), 1) ** 2 for length in self.lengths)
+        middle = tuple(n // 2 for n in pairs.shape)
+        beyond = total - float(pairs.sum())
+        pairs[middle] = 0.0
+        whole = float(pairs.sum()) + beyond
+        near = float((pairs * x.nearby.values).sum()) + beyond * x.nearby.far
+        return near / whole if whole > 0 else x.position_correlation
+
+    @staticmethod
+    def of(spans: _Spans) -> _Overlap:
+        """From the stretches of each axis."""
+        lengths, steps = [], []
+        for axis in spans:
+            begin, end = np.array(axis).T
+            found = [
+                np.maximum(np.minimum(end[d:], end[: len(axis) - d])
+                           - np.maximum(begin[d:], begin[: len(axis) - d]), 0).mean()
+                for d in range(min(REACH + 1, len(axis)))
+            ]  # fmt: skip
+            kept = np.array(found[: max(int(np.count_nonzero(found)), 1)])
+            lengths.append(np.concatenate([kept[:0:-1], kept]))
+            steps.append(max(round(float(np.median(np.diff(begin)))), 1) if len(axis) > 1 else 1)
+        axes = tuple(range(2, 2 + len(spans)))
+        return _Overlap(axes, tuple(len(axis) for axis in spans), tuple(lengths),
+                        tuple(steps))  # fmt: skip
+
+
+def _greatest(
+    step: Step, value: str | None, count: int, alike: float | None, overlap: _Overlap | None = None
+) -> Signal:  # fmt: skip
     """The maximum of ``count`` elements of a value; of tensors side by side, that of each."""
     x = step.signals.get(value or "", UNKNOWN_SIGNAL)
     producer = step.graph.producer.get(value or "")
@@ -111,22 +168,27 @@ def _greatest(step: Step, value: str | None, count: int, alike: float | None) ->
         axis = int(str(producer.attributes["axis"]))
         sizes = [known_size(step.graph.shape(v), (axis,)) or 0 for v in producer.inputs]
         if len(x.roles) > axis and x.roles[axis] == "feature" and all(sizes):
-            parts = [_greatest(step, v, count, None) for v in producer.inputs]
+            parts = [_greatest(step, v, count, None, overlap) for v in producer.inputs]
             if all(part.known for part in parts):
                 return weighted_mean(list(zip(parts, sizes, strict=True)), x.roles)
     if producer is not None and producer.op in _RISING:
         before = step.signals.get(producer.inputs[0] or "", UNKNOWN_SIGNAL)
         phi = activation(producer.op, producer.attributes)
         if before.known and phi is not None:
-            return _of_normals(x, before.but(roles=x.roles), phi, count, alike)
-    return _of_normals(x, x, None, count, alike)
+            return _of_normals(x, before.but(roles=x.roles), phi, count, alike, overlap)
+    return _of_normals(x, x, None, count, alike, overlap)
 
 
 def _of_normals(
-    value: Signal, x: Signal, phi: Activation | None, count: int, alike: float | None
-) -> Signal:
+    value: Signal, x: Signal, phi: Activation | None, count: int, alike: float | None,
+    overlap: _Overlap | None = None,
+) -> Signal:  # fmt: skip
     """The maximum of elements of a value, which are those of ``x`` or an activation of them."""
-    alike = x.position_correlation if alike is None else alike
+    if overlap is not None and x.roles[2:] != ("position",) * len(overlap.axes):
+        overlap = None
+    if alike is None:
+        alike = x.position_correlation if overlap is None else overlap.alike(
+            x, (0,) * len(overlap.axes))  # fmt: skip
     if x.second_moment is None or x.mean is None or alike is None:
         return Signal(roles=x.roles)
     centre, q = x.mean, x.second_moment
@@ -149,11 +211,43 @@ def _of_normals(
 
     result = Signal(mean, total, None, None, (), phi.one_sided if phi else 0, x.roles,
                     ).but(**paired(x, joint))  # fmt: skip
+    if overlap is not None:
+        result = _overlapping(result, overlap, x, count, own)
     if x.sample_correlation is None or x.apart is None:
         return result
     # of two samples' windows one pair in ``count`` is at one place
     both = (x.sample_correlation + (count - 1) * x.apart) / count
     return result.but(sample_correlation=joint(both))
+
+
+def _overlapping(y: Signal, overlap: _Overlap, x: Signal, count: int, own: float) -> Signal:
+    """Maxima of windows that have elements in common, or neighbours that are alike, agree by these
+    too."""
+    variance, centre = x.variance, x.mean
+    if not y.second_moment or y.mean is None or y.position_correlation is None or not variance:
+        return y
+    q, fixed, far = y.second_moment, y.mean**2, y.position_correlation * y.second_moment
+    common = reduce(np.multiply.outer, overlap.lengths)
+    common = np.minimum(common / common.max(), 1.0) * count
+    reach = [n // 2 for n in common.shape]
+    if x.nearby is not None and x.nearby.axes == overlap.axes:
+        wider = [
+            min((n // 2) // s + r, size - 1, REACH)
+            for n, s, r, size in zip(
+                x.nearby.values.shape, overlap.steps, reach, overlap.sizes, strict=True
+            )
+        ]
+        common = np.pad(common, [(max(w - r, 0),) * 2 for w, r in zip(wider, reach, strict=True)])
+        reach = [n // 2 for n in common.shape]
+    values = np.empty(common.shape)
+    for place in np.ndindex(*common.shape):
+        alike = overlap.alike(x, [i - r for i, r in zip(place, reach, strict=True)]) or 0.0
+        c = min(max((alike * (x.second_moment or 0.0) - (centre or 0.0) ** 2) / variance, 0.0), 1.0)
+        more = (1 - c) * overlapping_maxima(count, round(float(common[place]), 1))
+        values[place] = fixed + (q - fixed) * min((c + more) / own, 1.0)
+    values[tuple(reach)] = q
+    field = Field(overlap.sizes, values, far)
+    return y.but(position_correlation=correlated(field.mean, q), nearby=field.nearby(overlap.axes))
 
 
 @transfers("max_pool")
@@ -173,10 +267,8 @@ def _max_pool(step: Step) -> tuple[Signal, Signal]:
         if not _leaves_nothing_out(within) or (wider := _spans(within, spans)) is None:
             break
         value, spans = pool.inputs[0], wider
-    return _greatest(step, value, max(round(count), 1), None), UNKNOWN_SIGNAL
-
-
-_Spans = list[list[tuple[int, int]]]  # stretches [begin, end) along every spatial axis
+    overlap = None if spans is None else _Overlap.of(spans)
+    return _greatest(step, value, max(round(count), 1), None, overlap), UNKNOWN_SIGNAL
 
 
 def _spans(step: Step, outputs: _Spans | None = None) -> _Spans | None:
@@ -392,35 +484,13 @@ def _reduce_size(step: Step) -> Signal:
 
 @transfers("resize")
 def _resize(step: Step) -> Signal:
-    """Interpolation averages with weights that sum to one: E y² = E x²·(w + (1 − w)c) with w = Σw²
-    (signal.interpolation) and c the correlation of neighbours, for which that of all positions
-    stands."""
-    x, shape, out = step.signal(0), step.shape(0), step.out_shape()
-    mode = str(step.attribute("mode"))
-    if shape is None or out is None or x.second_moment is None:
-        return x.but(profile={})
-    mode = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic",
-            "nearest-exact": "nearest", "area": "area"}.get(mode, mode)  # fmt: skip
-    coordinates = str(step.attribute("coordinates"))
-    if step.attribute("align_corners"):
-        coordinates = "align_corners"
-    share = 1.0
-    for before, after in zip(shape[2:], out[2:], strict=False):
-        if before is None or after is None:
-            return UNKNOWN_SIGNAL
-        one = concentration(before, after, mode, coordinates, step.number("cubic"),
-                            bool(step.attribute("antialias")))  # fmt: skip
-        if one is None:
-            return UNKNOWN_SIGNAL
-        share *= one
-    if share == 1.0:
-        return x.but(profile={})
-    if x.position_correlation is None:
+    """Interpolation averages with weights that sum to one: E y² = Σ_Δ T(0, Δ)K(Δ)
+    (signal.interpolation, signal.neighbours)."""
+    x, mixing = step.signal(0), resampling(step)
+    if x.second_moment is None or mixing is None:
         return UNKNOWN_SIGNAL
-    q = x.second_moment
-    second = q * (share + (1 - share) * x.position_correlation)
-    between = None
-    if x.sample_correlation is not None and x.apart is not None:
-        between = correlated((share * x.sample_correlation + (1 - share) * x.apart) * q, second)
-    return x.but(second_moment=second, profile={}, **paired(x, lambda r: correlated(r * q, second))
-                 ).but(sample_correlation=between)  # fmt: skip
+    spots = tuple(a for a, role in enumerate(x.roles) if role == "position")
+    if x.position_correlation is None or spots != mixing.axes:
+        copied = all(((m.weights == 0) | (m.weights == 1)).all() for m in mixing.maps)
+        return x.but(profile={}, nearby=None) if copied else UNKNOWN_SIGNAL
+    return mixed(*chain(step, mixing))

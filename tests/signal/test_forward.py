@@ -21,7 +21,7 @@ from archlint.signal.arithmetic import added, multiplied, scaled
 from archlint.signal.attention import participation
 from archlint.signal.elementwise import through
 from archlint.signal.gaussian import maxima_of_pairs
-from archlint.signal.interpolation import concentration
+from archlint.signal.interpolation import weights
 from archlint.signal.moments import Signal
 from archlint.signal.pooling import averaged
 from archlint.signal.propagate import propagate
@@ -437,15 +437,14 @@ def test_participation_holds(variance: float, keys: int) -> None:
 @pytest.mark.parametrize("mode", ["linear", "cubic"])
 @pytest.mark.parametrize(("before", "after"), [(7, 14), (14, 7), (10, 13), (30, 28)])
 @pytest.mark.parametrize("corners", [False, True])
-def test_concentration(mode: str, before: int, after: int, corners: bool) -> None:
+def test_weights_of_resizing(mode: str, before: int, after: int, corners: bool) -> None:
     """Against the weights that torch interpolates with."""
     x = torch.eye(before, dtype=torch.float64)[:, None, :, None].expand(-1, 1, -1, before)
     torch_mode = "bilinear" if mode == "linear" else "bicubic"
     y = F.interpolate(x, size=(after, before), mode=torch_mode, align_corners=corners)
-    weights = y[:, 0, :, 0].T
     coordinates = "align_corners" if corners else "half_pixel"
-    found = concentration(before, after, mode, coordinates)
-    assert found == pytest.approx(float(weights.square().sum(1).mean()), rel=1e-6)
+    found = weights(before, after, mode, coordinates)
+    assert found == pytest.approx(y[:, 0, :, 0].T.numpy(), abs=1e-6)
 
 
 def test_one_pass_is_linear_in_the_nodes() -> None:

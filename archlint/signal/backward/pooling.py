@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from archlint.signal.gradient import (
     LONGEST_PROFILE,
@@ -15,115 +14,71 @@ from archlint.signal.gradient import (
     Back,
     Correlation,
     Gradient,
+    Mixed,
     along_of,
     as_profile,
     backwards,
+    field_of,
     no_gradient,
     times,
     together,
     unfolded,
 )
+from archlint.signal.mixing import adaptive_averaging, averaging, resampling
+from archlint.signal.moments import Nearby
+from archlint.signal.neighbours import Mixing, evened, passed
 
-Floats = npt.NDArray[np.float64]
-Taps = tuple[npt.NDArray[np.int64], Floats]  # where[o, t] and weight[o, t] along one axis
 
-
-def spread_out(step: Back, g: Gradient, first: int, taps: Sequence[Taps]) -> Gradient:
-    """The transpose of y_o = Σ_t w_ot x_{where[o, t]} along the axes from ``first`` on.
-
-    With one correlation c between positions E g_x² = E g²·((1 − c)·Π mean_i Σ_o A_oi²
-    + c·Π mean_i (Σ_o A_oi)²). Where every row sums to one the sum over positions stays, which gives
-    the correlation afterwards. ``same`` is the coefficient of an element in itself, where in and
-    out have one shape.
-    """
-    shape, square = step.shape(0), step.shape(0) == step.out_shape()
-    if g.second_moment is None or shape is None or len(g.along) < first + len(taps):
+def spread_out(step: Back, mixing: Mixing | None) -> Gradient:
+    """Through a map over positions y = A x: g_x = Aᵀ g (signal.neighbours)."""
+    g, shape = step.gradient, step.shape(0)
+    if g.zero:
+        return no_gradient(step.rank(0))
+    if mixing is None or shape is None or len(g.along) != len(shape):
         return UNKNOWN_GRADIENT
-    spots = [g.along[first + a] for a, (w, _) in enumerate(taps) if w.shape[0] > 1]
-    if any(c is None for c in spots):
+    back = mixing.transposed
+    before = field_of(g, back)
+    if before is None:
         return UNKNOWN_GRADIENT
-    c = max((c for c in spots if c is not None), default=0.0)
-    alone = joint = same = 1.0
-    before = after = 1
-    profile = {a: p for a, p in g.profile.items() if not first <= a < first + len(taps)}
-    for a, (where, weight) in enumerate(taps):
-        size = shape[first + a] or 0
-        inside = (where >= 0) & (where < size)
-        values = g.profile.get(first + a)
-        if values is None or values.size != where.shape[0]:
-            values = np.ones(where.shape[0])
-        share = np.broadcast_to(values[:, None], where.shape)
-        squares = np.bincount(where[inside], (weight**2 * share)[inside], size)
-        sums = np.bincount(where[inside], weight[inside], size)
-        level, relative = as_profile(squares)
-        alone *= level
-        joint *= float((sums * sums).mean())
-        if square:
-            itself = where == np.arange(where.shape[0])[:, None]
-            same *= float((weight * itself).sum()) / where.shape[0]
-        if size <= LONGEST_PROFILE and relative.max() - relative.min() > 1e-9:
-            profile[first + a] = relative
-        before *= size
-        after *= where.shape[0]
-    second = g.second_moment * ((1 - c) * alone + c * joint)
+    field = passed(before, back)
+    second, own = field.second, before.second - before.far
+    profile = {a: p for a, p in g.profile.items() if a not in mixing.axes}
+    alone = uneven = 1.0
+    for a, m in zip(mixing.axes, mixing.maps, strict=True):
+        squares = np.square(m.weights)
+        alone *= float(squares.sum(axis=0).mean())
+        values = g.profile.get(a)
+        if values is not None and values.size == squares.shape[0]:
+            squares = squares * values[:, None]
+        level, relative = as_profile(squares.sum(axis=0))
+        uneven *= level
+        if relative.size <= LONGEST_PROFILE and relative.max() - relative.min() > 1e-9:
+            profile[a] = relative
+    second += own * (uneven - alone)
     if second <= 0:
         return no_gradient(step.rank(0))
-    whole = after * g.second_moment * (1 + (after - 1) * c)
-    between = (whole / (before * second) - 1) / (before - 1) if before > 1 else 0.0
-    between = min(max(between, -1.0), 1.0)
-    along = tuple(between if first <= a < first + len(taps) else d for a, d in enumerate(g.along))
+    between = min(max(field.mean / second, -1.0), 1.0)
+    along = tuple(between if a in mixing.axes else c for a, c in enumerate(g.along))
     origin = step.source(0)
-    if square:
-        origin |= {s: v * same for s, v in g.origin.items()}
-    return Gradient(second, along, profile, origin=origin)
+    for key, v in g.origin.items():
+        if isinstance(key, str):
+            origin[Mixed(key, back)] = v
+        elif isinstance(key, Mixed) and (whole := back.after(key.mixing)) is not None:
+            origin[Mixed(key.source, whole)] = v
+    even = [profile.get(a, np.ones(n)) for a, n in zip(mixing.axes, field.sizes, strict=True)]
+    nearby = evened(field, even).nearby(mixing.axes)
+    return Gradient(second, along, profile, origin=origin, nearby=nearby)
 
 
 @backwards("avg_pool")
 def _avg_pool(step: Back) -> list[Gradient | None]:
-    shape, out, g = step.shape(0), step.out_shape(), step.gradient
-    if g.zero:
-        return [no_gradient(step.rank(0))]
-    if shape is None or out is None or None in (*shape[2:], *out[2:]):
-        return [UNKNOWN_GRADIENT]
-    kernel, stride, padding = step.ints("kernel"), step.ints("stride"), step.ints("padding")
-    taps: list[Taps] = []
-    dims = len(shape) - 2
-    for a in range(dims):
-        size, length = shape[2 + a] or 0, out[2 + a] or 0
-        where = np.arange(length)[:, None] * stride[a] + np.arange(kernel[a]) - padding[a]
-        inside = (where >= 0) & (where < size)
-        if step.attribute("count_padding"):
-            counted = (where >= 0) & (where < size + padding[dims + a]) | (where < 0)
-            count = counted.sum(axis=1, keepdims=True)
-        else:
-            count = inside.sum(axis=1, keepdims=True)
-        taps.append((where, np.broadcast_to(1 / np.maximum(count, 1), where.shape)))
-    divisor = step.attribute("divisor")
-    found = spread_out(step, g, 2, taps)
-    if isinstance(divisor, int) and divisor and found.second_moment is not None:
-        ratio = math.prod(kernel) / divisor
-        found = found.but(second_moment=found.second_moment * ratio**2)
-    return [found]
+    """A window's gradient is shared out among what it is the mean of."""
+    return [spread_out(step, averaging(step))]
 
 
 @backwards("adaptive_avg_pool")
 def _adaptive_avg_pool(step: Back) -> list[Gradient | None]:
-    """Output o averages the places from ⌊o·n/m⌋ up to ⌈(o+1)·n/m⌉."""
-    shape, sizes, g = step.shape(0), step.ints("size"), step.gradient
-    if g.zero:
-        return [no_gradient(step.rank(0))]
-    if shape is None or None in shape[len(shape) - len(sizes) :]:
-        return [UNKNOWN_GRADIENT]
-    first = len(shape) - len(sizes)
-    taps: list[Taps] = []
-    for a, length in enumerate(sizes):
-        size = shape[first + a] or 0
-        o = np.arange(length)
-        begin, end = o * size // length, -((-(o + 1) * size) // length)
-        where = begin[:, None] + np.arange(int((end - begin).max()))
-        where = np.where(where < end[:, None], where, -1)
-        taps.append((where, np.broadcast_to(1 / (end - begin)[:, None], where.shape)))
-    return [spread_out(step, g, first, taps)]
+    return [spread_out(step, adaptive_averaging(step))]
 
 
 def _routed(step: Back, g: Gradient, first: int, kernel: Sequence[int], stride: Sequence[int]
@@ -142,7 +97,9 @@ def _routed(step: Back, g: Gradient, first: int, kernel: Sequence[int], stride: 
     c = max((c for c in spots if c is not None), default=0.0)
     before = math.prod(n or 1 for n in shape[first:])
     after = math.prod(n or 1 for n in out[first:])
-    shared = 1 + c * _same_pick(kernel, stride, [n or 1 for n in out[first:]])
+    nearby = g.nearby if g.nearby is not None and g.nearby.axes == tuple(
+        range(first, len(out))) else None  # fmt: skip
+    shared = 1 + _same_pick(kernel, stride, [n or 1 for n in out[first:]], c, nearby)
     second = g.second_moment * after / before * shared
     whole = after * g.second_moment * (1 + (after - 1) * c)
     between = (whole / (before * second) - 1) / (before - 1) if before > 1 else 0.0
@@ -154,9 +111,13 @@ def _routed(step: Back, g: Gradient, first: int, kernel: Sequence[int], stride: 
     return Gradient(second, along, profile, chosen=1.0, window=count, origin=origin)
 
 
-def _same_pick(kernel: Sequence[int], stride: Sequence[int], out: Sequence[int]) -> float:
-    """The expected number of other windows that pick the element that one window picks: two that
-    share m of k elements agree with probability m/(2k − m)."""
+def _same_pick(
+    kernel: Sequence[int], stride: Sequence[int], out: Sequence[int], c: float,
+    nearby: Nearby | None,
+) -> float:  # fmt: skip
+    """Over the other windows, the probability that they pick the element that one window picks
+    times what the two gradients have in common: two that share m of k elements agree with
+    probability m/(2k − m)."""
     reach = [range(-((k - 1) // s), (k - 1) // s + 1) for k, s in zip(kernel, stride, strict=True)]
     size = math.prod(kernel)
     if math.prod(len(r) for r in reach) > 4096:
@@ -168,7 +129,8 @@ def _same_pick(kernel: Sequence[int], stride: Sequence[int], out: Sequence[int])
         common = math.prod(max(k - abs(int(d)) * s, 0)
                            for k, s, d in zip(kernel, stride, shift, strict=True))  # fmt: skip
         there = math.prod(max(n - abs(int(d)), 0) / n for n, d in zip(out, shift, strict=True))
-        total += common / (2 * size - common) * there
+        alike = c if nearby is None else nearby.at(tuple(int(d) for d in shift))
+        total += common / (2 * size - common) * there * alike
     return total
 
 
@@ -288,69 +250,10 @@ def _logsumexp(step: Back) -> list[Gradient | None]:
 # --------------------------------------------------------------------------- resizing
 
 
-def _merged(where: npt.NDArray[np.int64], weight: Floats) -> Taps:
-    """Taps that the border pushed onto one place, as one."""
-    weight = weight.copy()
-    for t in range(where.shape[1] - 1, 0, -1):
-        again = where[:, t] == where[:, t - 1]
-        weight[:, t - 1] += weight[:, t] * again
-        weight[:, t] *= ~again
-    return where, weight
-
-
-def _linear_taps(size: int, length: int, align: bool) -> Taps:
-    o = np.arange(length, dtype=np.float64)
-    if align:
-        at = o * ((size - 1) / max(length - 1, 1))
-    else:
-        at = np.maximum((o + 0.5) * size / length - 0.5, 0.0)
-    low = np.minimum(np.floor(at).astype(np.int64), size - 1)
-    t = np.clip(at - low, 0.0, 1.0)
-    where = np.stack([low, np.minimum(low + 1, size - 1)], axis=1)
-    return _merged(where, np.stack([1 - t, t], axis=1))
-
-
-def _cubic_taps(size: int, length: int, align: bool) -> Taps:
-    """Keys' kernel with a = −3/4, as torch and ONNX have it."""
-    o = np.arange(length, dtype=np.float64)
-    at = o * ((size - 1) / max(length - 1, 1)) if align else (o + 0.5) * size / length - 0.5
-    low = np.floor(at).astype(np.int64)
-    offsets = np.arange(-1, 3)
-    d = np.abs(at[:, None] - (low[:, None] + offsets))
-    a = -0.75
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    weight = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-    return _merged(np.clip(low[:, None] + offsets, 0, size - 1), weight)
-
-
-def _nearest_taps(size: int, length: int) -> Taps:
-    where = np.minimum(np.arange(length) * size // max(length, 1), size - 1)[:, None]
-    return where, np.ones((length, 1))
-
-
 @backwards("resize")
 def _resize(step: Back) -> list[Gradient | None]:
     """By the weights of the interpolation itself, axis by axis."""
-    shape, out, g = step.shape(0), step.out_shape(), step.gradient
-    mode, align = str(step.attribute("mode")), bool(step.attribute("align_corners"))
-    if g.zero:
-        return [no_gradient(step.rank(0))]
-    if shape is None or out is None or None in (*shape[2:], *out[2:]):
-        return [UNKNOWN_GRADIENT]
-    taps: list[Taps] = []
-    for size, length in zip(shape[2:], out[2:], strict=True):
-        assert size is not None  # checked above
-        assert length is not None
-        if mode.startswith("nearest"):
-            taps.append(_nearest_taps(size, length))
-        elif mode in ("linear", "bilinear", "trilinear"):
-            taps.append(_linear_taps(size, length, align))
-        elif mode in ("cubic", "bicubic"):
-            taps.append(_cubic_taps(size, length, align))
-        else:
-            return [UNKNOWN_GRADIENT]
-    return [spread_out(step, g, 2, taps)]
+    return [spread_out(step, resampling(step))]
 
 
 @backwards("grid_sample")
