@@ -120,23 +120,32 @@ class Met:
 class Drawn:
     """What of the squared gradient goes as S² = ⟨y, ξ⟩² of an output of ``size`` elements: the
     share ``whole``, and ``alone`` as if the gradient did not lean. ``tied``: the squared
-    correlation of the scalar product here with S."""
+    correlation of the scalar product here with S. Through a curved φ that becomes another one by
+    and by, and the shares stand for what varies as much: ``linked`` is the correlation of its
+    square here with all that is due to the former ones."""
 
     size: int
     whole: float = 0.0
     alone: float = 0.0
     tied: float = 1.0
+    linked: float = 1.0
 
-    def moved(self, width: float, kappa: float, alone: float, energy: float = 1.0) -> Drawn:
+    def moved(
+        self, width: float, kappa: float, alone: float, energy: float = 1.0, weight: float = 1.0
+    ) -> Drawn:
         """One of ``width`` directions takes the energy of S in it, ``kappa`` of a mean of one and
-        ``alone`` without a lean; all take ``energy``."""
+        ``alone`` without a lean, ``weight`` times; all take ``energy``."""
         if width <= 1:
             return self
+        left, more = 1 - weight / width, weight * self.tied / width
         one, two = (
-            (q * (1 - 1 / width) + self.tied * k / width)
+            math.sqrt(max((q * left) ** 2 + 2 * q * left * more * k * self.linked
+                          + (more * k) ** 2, 0.0))
             for q, k in ((self.whole, kappa), (self.alone, alone))
-        )
-        return replace(self, whole=min(one / energy, 1.0), alone=min(two, 1.0))
+        )  # fmt: skip
+        linked = (self.whole * left * self.linked + more * kappa) / one if one > 0 else 1.0
+        return replace(self, whole=min(one / energy, 1.0), alone=min(two, 1.0),
+                       linked=min(max(linked, 0.0), 1.0))  # fmt: skip
 
     @property
     def law(self) -> LogLaw:
@@ -344,13 +353,13 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     lean: Floats | None = None
     excess = 1.0
     windows = windows_of(at.graph, node) if node.op == "conv" else None
+    parameter = at.graph.parameter(node.inputs[1])
+    law = parameter.law if parameter is not None else None
     if windows is not None:
         alike = scattered(alike, windows)
         if attribute("conv", node.attributes, "groups") == 1:
             uneven = None if uneven is None else gathered(uneven, windows)
-            if g.lean is not None:
-                lean = (1 - bias) * gathered(g.lean, windows)
-                excess = 1 + float(lean.flat[0]) / width
+            lean = None if g.lean is None else (1 - bias) * gathered(g.lean, windows)
         else:
             uneven = None
     elif node.op != "linear" or alike.sizes != at.lengths.spots(value):
@@ -358,8 +367,13 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         if placed is None:
             return None
         alike, uneven = placed.alike, None
-    parameter = at.graph.parameter(node.inputs[1])
-    law = parameter.law if parameter is not None else None
+    elif g.lean is not None and law is not None and law.random:
+        lean = (1 - bias) * g.lean
+    if lean is not None:
+        free = 1.0
+        if law is not None and law.family == "orthogonal" and windows is None:
+            free = max(1 - count.fan_in / max(count.width, count.fan_in), 0.0)
+        excess = max(1 + free * float(lean.flat[0]) / width, 0.0)
     if law is None and node.inputs[1] not in at.graph.static:
         return None
     taps = max(count.fan_out / count.width, 1.0)
@@ -405,10 +419,10 @@ def _due(
     known = node.op in ("linear", "conv") and law is not None and law.random
     if g.drawn is None or not known or law is None or law.family == "orthogonal":
         return None
-    drawn = replace(g.drawn, tied=g.drawn.tied * (1 - bias))
     pair = _kappa(at.lengths.alike(value), g)
     if pair is None:
         return None
+    drawn = replace(g.drawn, tied=g.drawn.tied * (1 - bias))
     energy = 1.0 if g.lean is None else 1 + float(g.lean.flat[0]) / width
     return drawn.moved(width, *pair, energy)
 
@@ -418,7 +432,7 @@ def _kappa(a: Pairs | None, g: Back) -> tuple[float, float] | None:
     if a is None:
         return None
     if a.places <= 1 and g.alike.places <= 1:
-        return 1.0, 1.0
+        return 1.0 if g.lean is None else 1 + float(g.lean.flat[0]), 1.0
     if a.sizes != g.alike.sizes:
         return None
     both = g.alike.full() * a.full()
@@ -430,11 +444,12 @@ def _kappa(a: Pairs | None, g: Back) -> tuple[float, float] | None:
 
 def _together(parts: list[tuple[float, Floats | None]]) -> Floats | None:
     """The lean of a sum: what the parts have of it they have from one gradient, so that it is their
-    amplitudes that add up."""
+    amplitudes that add up; what they lack are squares."""
     found = [w * lean for w, lean in parts if lean is not None]
     if not found or any(lean.shape != found[0].shape for lean in found):
         return None
-    return np.square(sum((np.sqrt(np.maximum(lean, 0.0)) for lean in found), np.zeros(())))
+    more = sum((np.sqrt(np.maximum(lean, 0.0)) for lean in found), np.zeros(()))
+    return np.asarray(np.square(more) + sum(np.minimum(lean, 0.0) for lean in found))
 
 
 _MINOR = 0.1  # share of a sum, such as what comes by a gate, up to which its origin is left out
@@ -447,7 +462,8 @@ def _all_drawn(parts: list[tuple[float, Drawn | None]]) -> Drawn | None:
         return None
     return replace(found[0][1], whole=sum(w * d.whole for w, d in found),
                    alone=sum(w * d.alone for w, d in found),
-                   tied=min(sum(d.tied for _, d in found), 1.0))  # fmt: skip
+                   tied=min(sum(d.tied for _, d in found), 1.0),
+                   linked=sum(w * d.linked for w, d in found) / sum(w for w, _ in found))  # fmt: skip
 
 
 def _leaning(
@@ -497,13 +513,14 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
             steepness, d = before.through(slope_curve(phi, x.mean, variance))
             less = steepness.deficit
     behind = _behind(phi, x.mean, variance, forward, g.alike)
-    lean, drawn = None, None
+    lean, drawn, excess = None, None, g.excess
+    if x.mean == 0.0:
+        lean, energy = _leant(phi, variance, width, forward, g)
+        excess *= energy
+        drawn = _drawn_through(at, node, phi, variance, width, forward, energy, g)
     if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0:
-        lean = _leant(x.mean, forward, g)
-        pair = _kappa(at.lengths.alike(node.output), g)
-        drawn = g.drawn.moved(width - 1, *pair) if g.drawn is not None and pair else None
         if not a:
-            return Back(f.masked(width / share, 0.5), behind, 0.0, lean, g.excess, g.uneven, drawn,
+            return Back(f.masked(width / share, 0.5), behind, 0.0, lean, excess, g.uneven, drawn,
                         g.met)  # fmt: skip
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
@@ -515,7 +532,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d, lean, g.excess, g.uneven, drawn, g.met,
+        behind, a * e + d, lean, excess, g.uneven, drawn, g.met,
     )  # fmt: skip
 
 
@@ -563,13 +580,60 @@ def _slope_series(phi: Activation, mean: float, variance: float) -> tuple[Floats
             completed(two * two, m.slope_fourth) / m.slope**2)  # fmt: skip
 
 
-def _leant(mean: float, forward: Pairs, g: Back) -> Floats | None:
-    """The lean before a ReLU: what it was, and c_g·(f(c) − c·μ(c)) = c_g·√(1 − c²)/π."""
-    if forward.places <= 1:
-        return None
+def _leant(
+    phi: Activation, variance: float, width: int, forward: Pairs, g: Back
+) -> tuple[Floats, float]:
+    """The lean before φ, and E g² over what it were without one.
+
+    The energy 1 + Λ in the direction a of ``width``: Σ g² φ′² has E φ²φ′²/(E φ² E φ′²) = J of it
+    where the mean has one, ⟨g φ′, z⟩² the share ρ = (E z φ φ′)²/(E φ² E z² E φ′²); and of what does
+    not lean c_g·Z(c), Z(c) = E zφ′z′φ″/(E z² E φ′²), where c_g·c·μ(c) is none. For ReLU J = 2,
+    ρ = 1 and Z − cμ = √(1 − c²)/π.
+    """
+    whole, kept, series = _alignment(phi, variance)
+    slopes = _slope_series(phi, 0.0, variance)[0]
     z, c = _paired(forward, g.alike)
-    new = c * np.sqrt(np.maximum(1 - z * z, 0.0)) / math.pi
-    return np.asarray(new if g.lean is None or g.lean.shape != new.shape else g.lean + new)
+    own = c * polyval(z, series)
+    none = c * z * polyval(z, slopes)
+    before = g.lean if g.lean is not None and g.lean.shape == own.shape else np.zeros_like(own)
+    first = float(before.flat[0]) / width
+    level = max(1 + first * whole, 1e-3)
+    energy = max(level / max(1 + first, 1e-3), 1e-3)
+    return np.asarray((kept * before + own) / level - none, np.float64), energy
+
+
+def _drawn_through(
+    at: Gradients, node: Node, phi: Activation, variance: float, width: int, forward: Pairs,
+    energy: float, g: Back,
+) -> Drawn | None:  # fmt: skip
+    """What is due to S before φ: of the energy in the direction of the activations J in place of
+    one; of ⟨g φ′, z⟩² what goes as ⟨g, a⟩² does is tied as that was."""
+    pair = _kappa(at.lengths.alike(node.output), g)
+    if g.drawn is None or pair is None:
+        return None
+    whole, kept, series = _alignment(phi, variance)
+    z, c = _paired(forward, g.alike)
+    new = float(c.flat[0] * polyval(z, series).flat[0]) if z.size == 1 else replace(
+        g.alike, table=c * polyval(z, series)).mean  # fmt: skip
+    total = new + kept * (pair[0] - pair[1])
+    tied = min(kept * pair[0] / total, 1.0) if total > 0 else 0.0
+    moved = g.drawn.moved(width - 1, *pair, energy, whole - 1)
+    return replace(moved, linked=moved.linked * tied)
+
+
+@lru_cache(maxsize=4096)
+def _alignment(phi: Activation, variance: float) -> tuple[float, float, Floats]:
+    """J, ρ and the coefficients of Z (:func:`_leant`)."""
+    m = phi.moments(0.0, variance)
+    deviation = math.sqrt(variance)
+    kinks = phi.standard_kinks(0.0, deviation)
+    z, w = nodes_and_weights(kinks)
+    f, d = phi.function(deviation * z), phi.derivative(deviation * z)
+    slant = float(w @ (z * f * d)) ** 2 / (m.second_moment * m.slope)
+    series = hermite_coefficients(lambda z: z * phi.derivative(deviation * z), kinks)
+    total = float(w @ np.square(z * d))
+    return (float(w @ np.square(f * d)) / (m.second_moment * m.slope), slant,
+            completed(series * series, total) / m.slope)  # fmt: skip
 
 
 def _masked(
@@ -705,7 +769,8 @@ def _reduced(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """Every element gets what its mean got; over positions only."""
     before, sizes = at.lengths.features(node.inputs[0]), at.lengths.spots(node.inputs[0])
     if sizes is not None and g.alike.places <= 1:
-        g = replace(g, alike=alike(sizes))
+        lean = None if math.prod(sizes) > 1 else g.lean
+        g = replace(g, alike=alike(sizes), lean=lean)
     return g if before is not None and before == at.lengths.features(node.output) else None
 
 
