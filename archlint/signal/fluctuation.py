@@ -67,7 +67,7 @@ class Fluctuation:
     is the mean of (0 for none): of a part of the features there are fewer. ``mask`` = (elements,
     chance) of the masks that were laid on it since. ``kurtosis`` = E v⁴/(E v²)² of an element given
     the length; ``peak`` = E Σv⁴/(Σv²)² over the features, which decides how normal a sum of
-    weights that are not normal is. ``root`` is the value that is followed, None where nothing is;
+    weights that are not normal is. ``centred``: the sum of all elements is zero. ``root`` is the value that is followed, None where nothing is;
     ``elasticity`` e.
     """
 
@@ -78,6 +78,7 @@ class Fluctuation:
     kurtosis: float = 3.0
     peak: float = 0.0
     mask: tuple[float, float] = _UNMASKED
+    centred: bool = False
 
     @property
     def own(self) -> LogLaw:
@@ -103,7 +104,8 @@ class Fluctuation:
         """With all that is new written into the law."""
         if not self.fresh and self.mask is _UNMASKED:
             return self
-        return Fluctuation(self.root, self.elasticity, self.own, 0.0, self.kurtosis, self.peak)
+        return Fluctuation(self.root, self.elasticity, self.own, 0.0, self.kurtosis, self.peak,
+                           centred=self.centred)  # fmt: skip
 
 
 Known = Fluctuation | None
@@ -221,7 +223,7 @@ class Lengths:
         readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
         if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
             self.chain.add(value, f)
-            f = Fluctuation(value, 1.0, CERTAIN, 0.0, f.kurtosis, f.peak)
+            f = Fluctuation(value, 1.0, CERTAIN, 0.0, f.kurtosis, f.peak, centred=f.centred)
         self.state[value] = f
 
     def signal(self, value: str | None) -> Signal:
@@ -462,10 +464,10 @@ def activated(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     kurtosis = m.fourth_moment / m.second_moment / m.second_moment * f.kurtosis / 3
     if not math.isfinite(kurtosis):  # lengths beyond what numbers hold
         return None
-    if negative_slope(phi) == 0.0 and x.mean == 0.0:
+    if negative_slope(phi) == 0.0 and x.mean == 0.0 and not f.centred:
         width_left = effective_width(phi, x.mean, variance, width, alike)
         return None if width_left is None else f.masked(width_left, 0.5)
-    law = kept(phi, x.mean, variance, width, alike, f.kurtosis)
+    law = kept(phi, x.mean, variance, width, alike, f.kurtosis, f.centred)
     if law is None:
         return None
     before = f.own
@@ -560,28 +562,29 @@ def length_elasticity(phi: Activation, mean: float, variance: float) -> float:
 
 
 def kept(
-    phi: Activation, mean: float, variance: float, width: int, alike: Pairs, kurtosis: float = 3.0
-) -> LogLaw | None:
+    phi: Activation, mean: float, variance: float, width: int, alike: Pairs, kurtosis: float = 3.0,
+    centred: bool = False,
+) -> LogLaw | None:  # fmt: skip
     """The law of what φ leaves of the squared length of ``width`` features at positions that are
-    ``alike``, given that length."""
-    left = effective_width(phi, mean, variance, width, alike)
-    series = _squares(phi, mean, variance)
+    ``alike``, given that length and, of what is ``centred``, their sum."""
+    left = effective_width(phi, mean, variance, width, alike, centred)
+    series = _squares(phi, mean, variance, centred)
     if left is None or series is None:
         return None
     if math.isinf(left):
         return CERTAIN
     slope = negative_slope(phi)
-    if slope is not None and mean == 0.0:
+    if slope is not None and mean == 0.0 and not centred:
         return rectified_law(left, slope, kurtosis - 3)
     return norm_law(float(series.sum()) / left)
 
 
 def effective_width(
-    phi: Activation, mean: float, variance: float, width: int, alike: Pairs
+    phi: Activation, mean: float, variance: float, width: int, alike: Pairs, centred: bool = False
 ) -> float | None:
     """How many independent features average as well as ``width`` at positions that are ``alike``:
     width·V(1)/mean V(c), V(c) the part of Cov(φ(u)², φ(v)²) that the length does not explain."""
-    series = _squares(phi, mean, variance)
+    series = _squares(phi, mean, variance, centred)
     if series is None:
         return None
     one = float(series.sum())
@@ -592,10 +595,11 @@ def effective_width(
 
 
 @lru_cache(maxsize=4096)
-def _squares(phi: Activation, mean: float, variance: float) -> Floats | None:
+def _squares(phi: Activation, mean: float, variance: float, centred: bool = False) -> Floats | None:
     """Coefficients of c ↦ Cov(φ(u)², φ(v)²)/(E φ²)² of two pre-activations with the correlation c,
     less the part that the length itself explains (2e²c² for a mean of zero): the squares of the
-    Hermite coefficients of φ² but for what lies along those of z²."""
+    Hermite coefficients of φ² but for what lies along those of z², and along z where the sum over
+    all elements is given."""
     deviation = math.sqrt(variance)
     m = phi.moments(mean, variance)
     if not (m.second_moment > _LEAST and math.isfinite(m.fourth_moment)):
@@ -607,6 +611,8 @@ def _squares(phi: Activation, mean: float, variance: float) -> Floats | None:
     q = variance + mean * mean
     square = np.array([2 * mean * deviation, math.sqrt(2) * variance]) / q  # of z², likewise
     series[1:3] -= square * float(series[1:3] @ square) / float(square @ square)
+    if centred:
+        series[1] = 0.0
     squares = completed(series * series, total + float(series[1:3] @ series[1:3]))
     squares[0] = 0.0
     return squares
@@ -665,7 +671,8 @@ def _norm(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
         return inputs[0]
     width = at.features(out)
-    return Fluctuation(None, 1.0, CERTAIN, 0.0, 3.0, 3 / ((width or 1) + 2))
+    centred = node.op in ("layer_norm", "group_norm", "instance_norm", "standardise")
+    return Fluctuation(None, 1.0, CERTAIN, 0.0, 3.0, 3 / ((width or 1) + 2), centred=centred)
 
 
 @_rule("embedding")

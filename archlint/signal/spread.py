@@ -182,18 +182,39 @@ def skewed_law(relative_variance: float, third: float) -> LogLaw:
 @lru_cache(maxsize=16384)
 def normal_law(count: float, excess: float = 0.0) -> LogLaw:
     """Of the mean square of n independent elements that are normal but for an excess kurtosis x:
-    ψ₁(n/2) + x/(n + 2), ln(n/2) − ψ(n/2) + x/(2(n + 2)), ψ₂(n/2).
+    ψ₁(n/2), ln(n/2) − ψ(n/2), ψ₂(n/2), exact for x = 0 (χ²_n).
 
-    Exact for x = 0 (χ²_n), else to the first order in x: with the density φ(z)(1 + x·He₄(z)/24)
-    and S = Σz², E[He₄(z₁) | S] = 3S²/(n(n + 2)) − 6S/n + 3, so that E ln S changes by
-    (xn/8)·Δ²ψ(n/2) = −x/(2(n + 2)), and Var ln S by x/(n + 2) likewise.
+    For x > 0 to the first order: with the density φ(z)(1 + x·He₄(z)/24) and S = Σz²,
+    E[He₄(z₁) | S] = 3S²/(n(n + 2)) − 6S/n + 3, so that E ln S changes by (xn/8)·Δ²ψ(n/2) =
+    −x/(2(n + 2)), and Var ln S by x/(n + 2) likewise. For x < 0, as of a sum of a uniform and a
+    normal variable, times what the cumulants from E S² and E S³ change by (:func:`skewed_law`).
     """
-    a = count / 2
-    return LogLaw(
-        trigamma(a) + excess / (count + 2),
-        math.log(a) - digamma(a) + excess / (2 * (count + 2)),
-        tetragamma(a),
-    )
+    mean, variance, third = (float(m[0]) for m in _sums_of_squares(np.array([count]), excess))
+    return LogLaw(variance, math.log(count / 2) - mean, third)
+
+
+_UNIFORM = 6.857142857 / 1.2**2  # κ₆/κ₄² of a uniform variable
+
+
+def _sums_of_squares(n: Floats, excess: float) -> tuple[Floats, Floats, Floats]:
+    """E ln(Σz²/2), Var and the third central moment of ln Σz², Σ over n elements."""
+    a = n / 2
+    mean, variance, third = digamma_of(a), trigamma_of(a), tetragamma_of(a)
+    if excess >= 0:
+        more = excess / (n + 2)
+        return mean - more / 2, variance + more, third
+    level = np.log(a)
+    now = _cumulants((2 + excess) / n, (8 + 12 * excess + _UNIFORM * excess**2) / n**2)
+    normal = _cumulants(2 / n, 8 / n**2)
+    deficit, wide, skew = (x / y for x, y in zip(now, normal, strict=True))
+    return level - (level - mean) * deficit, variance * wide, third * np.maximum(skew, 0.0)
+
+
+def _cumulants(r: Floats, third: Floats) -> tuple[Floats, Floats, Floats]:
+    """−κ₁, κ₂ and κ₃ of ln S from ln E S²/(E S)² = κ₂ + κ₃ and ln E S³/(E S)³ = 3κ₂ + 4κ₃."""
+    two, three = np.log1p(r), np.log1p(3 * r + third)
+    skew = three - 3 * two
+    return (two - skew) / 2 + skew / 6, two - skew, skew
 
 
 def part_law(part: float, whole: float) -> LogLaw:
@@ -262,10 +283,7 @@ def _rectified(n: int, slope: float, excess: float, chance: float) -> LogLaw:
         low, high = max(int(centre - reach), 1), min(int(centre + reach) + 1, n)
         weight = binomial(n, low, high, chance)
         b = np.append(np.arange(low, high + 1, dtype=np.float64), n)
-        mean = digamma_of(b / 2) - excess / (2 * (b + 2))
-        inner = trigamma_of(b / 2) + excess / (b + 2)
-        third = tetragamma_of(b / 2)
-        mean, inner, third = (m[:-1] - m[-1] for m in (mean, inner, third))
+        mean, inner, third = (m[:-1] - m[-1] for m in _sums_of_squares(b, excess))
         level = math.log(chance)
     centre = float(weight @ mean)
     off = mean - centre

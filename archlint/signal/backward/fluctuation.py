@@ -76,7 +76,8 @@ class Back:
     """``gradient`` of a value, with what power its square ``follows`` the value's length, and how
     ``alike`` it is at two positions. ``lean`` = Λ − c_g c_a by offset, None where it is zero;
     ``excess``: E g² over what it were without. ``uneven``: E |g(p)|²|g(p′)|² by offset over its
-    mean, None where it is the same for all."""
+    mean, None where it is the same for all. ``level``: the energy along (1, 1 …) behind an
+    activation, over the mean of all directions, less one."""
 
     gradient: Fluctuation
     alike: Pairs
@@ -86,6 +87,7 @@ class Back:
     uneven: Floats | None = None
     drawn: Drawn | None = None
     met: Met | None = None
+    level: float = 0.0
 
     def mean(self, values: Floats) -> float:
         """The mean over pairs of positions of what is given by offset."""
@@ -401,8 +403,10 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         forward = at.lengths.alike(node.output)
         if forward is None:
             return None
-        z = normal_law(count.width / forward.over(lambda c: c * c))
-        own = influence(a * a * z.variance)
+        z = fresh and normal_law(count.width / forward.over(lambda c: c * c)).variance
+        if law is not None and law.family == "orthogonal":
+            z = part_law(count.width, max(count.width, count.fan_in)).variance
+        own = influence(a * a * z)
     f = g.gradient
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
@@ -460,10 +464,10 @@ def _all_drawn(parts: list[tuple[float, Drawn | None]]) -> Drawn | None:
     found = [(w, d) for w, d in parts if d is not None]
     if sum(w for w, _ in found) < 1 - _MINOR:
         return None
+    linked = sum(w * d.linked for w, d in found) / sum(w for w, _ in found)
     return replace(found[0][1], whole=sum(w * d.whole for w, d in found),
                    alone=sum(w * d.alone for w, d in found),
-                   tied=min(sum(d.tied for _, d in found), 1.0),
-                   linked=sum(w * d.linked for w, d in found) / sum(w for w, _ in found))  # fmt: skip
+                   tied=min(sum(d.tied for _, d in found), 1.0), linked=linked)  # fmt: skip
 
 
 def _leaning(
@@ -513,15 +517,16 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
             steepness, d = before.through(slope_curve(phi, x.mean, variance))
             less = steepness.deficit
     behind = _behind(phi, x.mean, variance, forward, g.alike)
-    lean, drawn, excess = None, None, g.excess
+    lean, drawn, excess, level = None, None, g.excess, 0.0
     if x.mean == 0.0:
         lean, energy = _leant(phi, variance, width, forward, g)
         excess *= energy
+        if g.lean is not None:
+            level = float(g.lean.flat[0]) * _alignment(phi, variance)[3]
         drawn = _drawn_through(at, node, phi, variance, width, forward, energy, g)
-    if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0:
-        if not a:
-            return Back(f.masked(width / share, 0.5), behind, 0.0, lean, excess, g.uneven, drawn,
-                        g.met)  # fmt: skip
+    if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
+        return Back(f.masked(width / share, 0.5), behind, 0.0, lean, excess, g.uneven, drawn,
+                    g.met, level)  # fmt: skip
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
     kurtosis = f.kurtosis * near
     own = CERTAIN
@@ -532,7 +537,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d, lean, excess, g.uneven, drawn, g.met,
+        behind, a * e + d, lean, excess, g.uneven, drawn, g.met, level,
     )  # fmt: skip
 
 
@@ -590,7 +595,7 @@ def _leant(
     not lean c_g·Z(c), Z(c) = E zφ′z′φ″/(E z² E φ′²), where c_g·c·μ(c) is none. For ReLU J = 2,
     ρ = 1 and Z − cμ = √(1 − c²)/π.
     """
-    whole, kept, series = _alignment(phi, variance)
+    whole, kept, series, _ = _alignment(phi, variance)
     slopes = _slope_series(phi, 0.0, variance)[0]
     z, c = _paired(forward, g.alike)
     own = c * polyval(z, series)
@@ -611,7 +616,7 @@ def _drawn_through(
     pair = _kappa(at.lengths.alike(node.output), g)
     if g.drawn is None or pair is None:
         return None
-    whole, kept, series = _alignment(phi, variance)
+    whole, kept, series, _ = _alignment(phi, variance)
     z, c = _paired(forward, g.alike)
     new = float(c.flat[0] * polyval(z, series).flat[0]) if z.size == 1 else replace(
         g.alike, table=c * polyval(z, series)).mean  # fmt: skip
@@ -622,8 +627,8 @@ def _drawn_through(
 
 
 @lru_cache(maxsize=4096)
-def _alignment(phi: Activation, variance: float) -> tuple[float, float, Floats]:
-    """J, ρ and the coefficients of Z (:func:`_leant`)."""
+def _alignment(phi: Activation, variance: float) -> tuple[float, float, Floats, float]:
+    """J, ρ, the coefficients of Z (:func:`_leant`), and (E φφ′)²/(E φ² E φ′²)."""
     m = phi.moments(0.0, variance)
     deviation = math.sqrt(variance)
     kinks = phi.standard_kinks(0.0, deviation)
@@ -633,7 +638,8 @@ def _alignment(phi: Activation, variance: float) -> tuple[float, float, Floats]:
     series = hermite_coefficients(lambda z: z * phi.derivative(deviation * z), kinks)
     total = float(w @ np.square(z * d))
     return (float(w @ np.square(f * d)) / (m.second_moment * m.slope), slant,
-            completed(series * series, total) / m.slope)  # fmt: skip
+            completed(series * series, total) / m.slope,
+            float(w @ (f * d)) ** 2 / (m.second_moment * m.slope))  # fmt: skip
 
 
 def _masked(
@@ -725,12 +731,36 @@ def _glu_slopes(log_q: float) -> tuple[float, float]:
 
 @_rule("layer_norm", "rms_norm", "group_norm", "instance_norm", "standardise", "batch_norm")
 def _norm(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
-    """A division by the length: the squared gradient goes as 1/M of what comes in."""
+    """A division by the length: the squared gradient goes as 1/M of what comes in.
+
+    Its mean holds E 1/M of a χ² (backward.normalisation), of which a typical draw has
+    e^(E ln M⁻¹). Nothing is left along x: Λ = 0; of a gradient that leans more is taken."""
     if i != 0:
         return None
     if node.op == "batch_norm" and not attribute("batch_norm", node.attributes, "training"):
         return g
-    return replace(g, follows=-1.0, lean=None, drawn=None)
+    found = replace(g, follows=-1.0, lean=None, drawn=None, level=0.0)
+    x, forward = at.lengths.signal(node.inputs[0]), at.lengths.total.get(node.inputs[0] or "")
+    width, a = at.lengths.features(node.inputs[0]), at.lengths.alike(node.inputs[0])
+    axes = attribute(node.op, node.attributes, "axes") if node.op in _OVER_AXES else ()
+    rank = len(x.roles)
+    over = {x.roles[int(str(n)) % rank] for n in axes} if isinstance(axes, tuple) and rank else ()
+    if forward is None or width is None or a is None or set(over) != {"feature"}:
+        return found
+    freedom = width - (node.op == "layer_norm")
+    if freedom > 2:
+        less = math.log(freedom / (freedom - 2)) - forward.deficit
+        found = replace(found, gradient=replace(
+            g.gradient.settled(), law=g.gradient.own + LogLaw(0.0, less)))  # fmt: skip
+    if g.lean is not None:
+        more = float(g.lean.flat[0]) + (g.level if node.op == "layer_norm" else 0.0)
+        found = replace(found, excess=g.excess * max(1 - more / width, 0.0))
+    if a.places <= 1 or a.sizes == g.alike.sizes:
+        found = replace(found, lean=-_paired(a, g.alike)[0] * _paired(a, g.alike)[1])
+    return found
+
+
+_OVER_AXES = frozenset({"layer_norm", "rms_norm"})
 
 
 @_rule("identity", "cast", "reshape", "transpose", "flip", "roll", "expand", "neg", "tile",
