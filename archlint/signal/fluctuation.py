@@ -67,8 +67,8 @@ class Fluctuation:
     is the mean of (0 for none): of a part of the features there are fewer. ``mask`` = (elements,
     chance) of the masks that were laid on it since. ``kurtosis`` = E v⁴/(E v²)² of an element given
     the length; ``peak`` = E Σv⁴/(Σv²)² over the features, which decides how normal a sum of
-    weights that are not normal is. ``centred``: the sum of all elements is zero. ``root`` is the value that is followed, None where nothing is;
-    ``elasticity`` e.
+    weights that are not normal is. ``centred``: the sum of all elements is zero. ``root`` is the
+    value that is followed, None where nothing is; ``elasticity`` e.
     """
 
     root: str | None = None
@@ -221,10 +221,25 @@ class Lengths:
             return
         self.total[value] = self.chain.whole(f)
         readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
-        if len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers):
+        several = len(readers) > 1 or any(n.inputs.count(value) > 1 for n in readers)
+        if several and f.fresh and self._divided(value):
+            several = False
+        elif len(readers) == 1 and readers[0].op in ("linear", "conv"):
+            several = self._divided(readers[0].output)
+        if several:
             self.chain.add(value, f)
             f = Fluctuation(value, 1.0, CERTAIN, 0.0, f.kurtosis, f.peak, centred=f.centred)
         self.state[value] = f
+
+    def _divided(self, value: str) -> bool:
+        """Whether the features of an affine map's output are divided among several values, such as
+        queries and keys: each has its own weights, and what they share is what the map reads."""
+        readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
+        while len(readers) == 1 and readers[0].op in _KEEP:
+            value = readers[0].output
+            readers = [n for n in self.graph.consumers.get(value, ()) if n.op != "shape"]
+        outputs = sum(len(n.outputs) for n in readers)
+        return outputs > 1 and all(n.op in ("split", "slice", "select_index") for n in readers)
 
     def signal(self, value: str | None) -> Signal:
         """What is known of a value."""
@@ -714,6 +729,20 @@ def _part(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
     if f.fresh > 0 and f.mask == _UNMASKED:
         return replace(f, fresh=f.fresh * after / before, peak=peak)
     return replace(f.settled(), law=f.own + part_law(after, before), peak=peak)
+
+
+@_rule("attention")
+def _attention(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
+    """Means of tokens' values: given the shares, features as independent as those of a token, at
+    positions that are more alike."""
+    f, alike = inputs[2], at.alike(out)
+    width, before = at.features(out), at.features(node.inputs[2])
+    if f is None or alike is None or width is None or before is None:
+        return None
+    if not f.fresh or f.mask != _UNMASKED:
+        return replace(f.settled(), centred=False)
+    same = 1.0 if alike.places <= 1 else alike.over(lambda c: c * c)
+    return replace(f, fresh=before / same, kurtosis=3.0, peak=3 / (width + 2))
 
 
 @_rule("dropout")

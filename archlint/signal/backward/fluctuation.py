@@ -187,6 +187,8 @@ class Gradients:
         for node in reversed(graph.nodes):
             live = carriers(graph, node)
             settled = [self._settle(v, arriving.pop(v, []), len(live)) for v in node.outputs]
+            if node.op == "split" and len(node.outputs) > 1:
+                settled = [self._joined(node, settled)]
             for i, value in enumerate(node.inputs):
                 weight = self.edges.back.get((node.id, i))
                 if value not in live or weight == 0.0:
@@ -255,14 +257,23 @@ class Gradients:
                 g.gradient.settled(), root=value, elasticity=1.0, law=CERTAIN))  # fmt: skip
         return g
 
+    def _joined(self, node: Node, settled: list[Back | None]) -> Back | None:
+        """Of what is divided: each part by its share of the squared gradient."""
+        energies = [(self.predictions[v].grad_second_moment, self.graph.values[v].size)
+                    for v in node.outputs]  # fmt: skip
+        parts = [(q * n, g) for (q, n), g in zip(energies, settled, strict=True) if q and n]
+        return self._sum(node.inputs[0] or "", parts)
+
     def _sum(self, value: str, parts: list[tuple[float, Back | None]]) -> Back | None:
         """What several readers send back: each by its share, and the scalar product of every two,
         4·s_i·s_j/n for n features."""
         if not parts or any(g is None for _, g in parts):
             return None
-        if len(parts) == 1:
-            return parts[0][1]
+        first = parts[0][1]
+        if len(parts) == 1 and (first is None or first.met is None or first.met.root != value):
+            return first
         parts, common = self._met(value, parts)
+        met = _one_met(parts)
         width = self.lengths.features(value)
         if width is None:
             return None
@@ -295,7 +306,7 @@ class Gradients:
         )
         return Back(replace(done, law=done.law + norm_law(cross) + common, kurtosis=3.0,
                             peak=3 / (width + 2)), alike, follows, lean, excess, mean,
-                    _all_drawn([(w / total, g.drawn) for w, g in parts if g]))  # fmt: skip
+                    _all_drawn([(w / total, g.drawn) for w, g in parts if g]), met)  # fmt: skip
 
     def _met(
         self, value: str, parts: list[tuple[float, Back | None]]
@@ -457,6 +468,16 @@ def _together(parts: list[tuple[float, Floats | None]]) -> Floats | None:
 
 
 _MINOR = 0.1  # share of a sum, such as what comes by a gate, up to which its origin is left out
+
+
+def _one_met(parts: list[tuple[float, Back | None]]) -> Met | None:
+    """Of gradients that come through one product and have not come to its root yet."""
+    found = [(w, g.met) for w, g in parts if g is not None and g.met is not None]
+    total = sum(w for w, _ in found)
+    if len(found) < len(parts) or len({met.product for _, met in found}) > 1 or total <= 0:
+        return None
+    return replace(found[0][1], other=sum(w * met.other for w, met in found) / total,
+                   own=sum(w * met.own for w, met in found) / total)  # fmt: skip
 
 
 def _all_drawn(parts: list[tuple[float, Drawn | None]]) -> Drawn | None:
@@ -808,6 +829,16 @@ def _reduced(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
 def _part(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """Zero elsewhere."""
     return replace(g, uneven=None, drawn=None)
+
+
+@_rule("attention")
+def _attention(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
+    """Sums of tokens' gradients by the shares; queries and keys get scalar products with them."""
+    f, width = g.gradient, at.lengths.features(node.inputs[i])
+    if i > 2 or width is None:
+        return None
+    back = Fluctuation(f.root, f.elasticity, f.own, peak=3 / (width + 2))
+    return at.placed(Back(back, g.alike, 0.0, None, g.excess), node.inputs[i] or "")
 
 
 @_rule("concat")
