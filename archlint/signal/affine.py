@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from archlint.graph.model import Parameter
 from archlint.initialization.distribution import Distribution
+from archlint.signal.indices import usual
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.ranking import routed_before, routing
 from archlint.signal.transfer import (
@@ -361,23 +362,23 @@ def _embedding(step: Step) -> Signal:
     rank = len(shape) if shape is not None else 1
     roles: tuple[Role, ...] = ("sample", *_places(rank - 1), "feature")
     rows = known_size(step.shape(1), (0,))
-    given = step.constant(0)
+    given = usual(step.graph, step.value(0))
     if given is not None and given.ndim > 1 and len(given) > 1 and (given[:1] != given).any():
         roles = (*_places(rank), "feature")  # a table of offsets, of which there are no samples
     if table.second_moment is None or table.mean is None or rows is None:
         return Signal(roles=roles)
     fixed = table.mean**2
-    known = step.constant(0)
     same = fixed + (table.second_moment - fixed) / max(rows, 1)
     positions = samples = apart = correlated(same, table.second_moment)
-    if known is not None and known.size > 1:  # positions, not tokens: the same for every sample
-        distinct = np.unique(known).size
-        repeated = (known.size / distinct - 1) / max(known.size - 1, 1)
+    if given is not None and given.size > 1:  # positions, not tokens: the same for every sample
+        places = given[0] if given.ndim > 1 and (given[:1] == given).all() else given
+        distinct = np.unique(places).size
+        repeated = (places.size / distinct - 1) / max(places.size - 1, 1)
         positions = correlated(fixed + (table.second_moment - fixed) * repeated,
                                table.second_moment)  # fmt: skip
         parameter = step.parameter(1)
         if parameter is not None and parameter.law and parameter.law.family == "deterministic":
-            positions = row_correlation(parameter, known) or positions
+            positions = row_correlation(parameter, given) or positions
         samples, apart = 1.0, positions
     parameter = step.parameter(1)
     groups = table.odd_in if parameter is not None else ()

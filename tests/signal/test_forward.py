@@ -470,3 +470,33 @@ def test_maxima_of_pairs(count: int, correlation: float) -> None:
     products = z.max(1) * u.max(1)
     error = products.std() / math.sqrt(products.size)
     assert maxima_of_pairs(count, correlation) == pytest.approx(products.mean(), abs=4 * error)
+
+
+class _Embedded(nn.Module):
+    """Tokens, their places counted without the padding, and one segment for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(5000, 24, 1), nn.Embedding(40, 24, 1)
+        self.segments = nn.Embedding(2, 24)
+        self.register_buffer("segment", torch.zeros(1, 40, dtype=torch.int64))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        seen = ids.ne(1).int()
+        places = (torch.cumsum(seen, 1).type_as(seen) * seen).long() + 1
+        segment = torch.gather(self.segment.expand(len(ids), -1), 1, places)
+        return self.places(places), self.tokens(ids) + self.segments(segment)
+
+
+def test_indices_that_hardly_depend_on_the_input() -> None:
+    graph = load_torch(_Embedded, {"ids": ((4, 32), "int64")})
+    signals = propagate(graph)
+    torch.manual_seed(0)
+    ids = torch.randint(2, 5000, (4, 32))
+    drawn = [_Embedded()(ids) for _ in range(60)]
+    for i, out in enumerate(graph.outputs):
+        s = signals[out]
+        pairs = [pair_correlations(d[i].double()) for d in drawn]
+        for found, axes in ((s.sample_correlation, "0"), (s.position_correlation, "1"),
+                            (s.cross_correlation, "01")):  # fmt: skip
+            assert found == pytest.approx(np.mean([p[axes] for p in pairs]), abs=0.04)
