@@ -9,7 +9,6 @@ space: of n-dimensional tokens that adds s²(1 − Σp²)²/n to the average (th
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,17 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from archlint.graph.model import LayerGraph
+from archlint.signal.masks import Seen, causal, everything, of_array, seen
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.rotation import turned
 from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
 
 _GRID = 100  # points of the outer integral at least
-_EACH = 64  # queries under a causal mask up to which each is evaluated
-_LONGEST = 65536  # queries of which a profile is kept
-_STEPS = 14  # lengths at which a longer one is, in geometric steps
 
 
-def participation(variance: float, keys: int) -> float:
+def participation(variance: float, keys: float) -> float:
     """E Σp² of a softmax over ``keys`` independent normal logits of a variance: T at zero
     variance gives 1/T, weak logits e^{s²}/T, strong ones 1."""
     if keys <= 1:
@@ -39,7 +36,7 @@ def participation(variance: float, keys: int) -> float:
 
 
 @lru_cache(maxsize=16384)
-def _participation(variance: float, keys: int) -> float:
+def _participation(variance: float, keys: float) -> float:
     """T·E[e^{2l}/(Σe^l)²] = T ∫ λ E[e^{2l − λe^l}]·(E e^{−λe^l})^{T−1} dλ, λ = e^t."""
     s = math.sqrt(variance)
     if s > 12:  # the largest takes all but a share of order 1/s
@@ -61,7 +58,7 @@ def _participation(variance: float, keys: int) -> float:
     return float(min(max(total, 1 / keys), 1.0))
 
 
-def shared_participation(own: float, keys: int, correlation: float) -> float:
+def shared_participation(own: float, keys: float, correlation: float) -> float:
     """Σ p p′ of two softmaxes over the same keys whose logits have a correlation r: e^{r s²}/T for
     weak logits, which is (1/T)·(T Σp²)^r."""
     if keys <= 1:
@@ -69,26 +66,59 @@ def shared_participation(own: float, keys: int, correlation: float) -> float:
     return float((keys * own) ** min(max(correlation, 0.0), 1.0) / keys)
 
 
+def logits_of(step: Step) -> tuple[Signal, Seen, float] | None:
+    """Of a softmax: the logits without the constants that are added to them, what these let it
+    see, and the logits' variance over the keys; None where something is not known."""
+    x, shape = step.signal(0), step.shape(0)
+    axis = int(step.number("axis"))
+    keys = known_size(shape, (axis,))
+    if keys is None or shape is None:
+        return None
+    rank = len(shape)
+    look = everything(keys)
+    queries = known_size(shape, (rank - 2,)) if rank > 1 else None
+    if axis == rank - 1 and queries is not None:
+        look, rest = seen(step, step.value(0), queries, keys)
+        if rest is not None and rest != step.value(0):
+            inner = step.signals.get(rest, UNKNOWN_SIGNAL)
+            of_rest = step.graph.shape(rest)
+            if inner.known and of_rest is not None:
+                more = rank - len(of_rest)
+                x = inner.but(roles=x.roles, profile={}, parts=(),
+                              shared={a + more: c for a, c in inner.shared.items()})  # fmt: skip
+    if x.second_moment is None or x.mean is None:
+        return None
+    variance = max(x.second_moment - x.mean**2, 0.0)
+    if is_spot(x, rank, axis) and x.position_correlation is not None:  # what keys share cancels
+        variance = min(variance, x.second_moment * max(1 - x.position_correlation, 0.0))
+    return x, look, variance
+
+
+def is_spot(x: Signal, rank: int, axis: int) -> bool:
+    """Whether an axis is one of positions."""
+    return len(x.roles) == rank and x.roles[axis] == "position"
+
+
 @transfers("softmax")
 def _softmax(step: Step) -> Signal:
     """Entries have mean 1/T and second moment Σp²/T. That a row sums to one fixes what two entries
     of it share: E[p p′] = (1 − Σp²)/(T(T − 1)), which stands as the position correlation."""
-    x, shape = step.signal(0), step.shape(0)
+    shape, made = step.shape(0), logits_of(step)
     axis = int(step.number("axis"))
     keys = known_size(shape, (axis,))
-    if keys is None or shape is None or x.second_moment is None or x.mean is None:
-        return Signal(roles=x.roles, one_sided=1)
-    variance = max(x.second_moment - x.mean**2, 0.0)
-    spot = len(x.roles) == len(shape) and x.roles[axis] == "position"
-    if spot and x.position_correlation is not None:  # what all keys share cancels
-        variance = min(variance, x.second_moment * max(1 - x.position_correlation, 0.0))
-    counts = _shown(step, keys)
-    rows = sum(n for _, n in counts)
-    own = sum(participation(variance, seen) * n for seen, n in counts) / rows
+    if keys is None or shape is None or made is None:
+        return Signal(roles=step.signal(0).roles, one_sided=1)
+    x, look, variance = made
+    level, fixed_part = x.second_moment or 0.0, (x.mean or 0.0) ** 2
+    spot = is_spot(x, len(shape), axis)
+    each = [participation(variance, n) for n, _, _ in look.groups]
+    own = sum(p * share for p, (_, share, _) in zip(each, look.groups, strict=True))
     second = own / keys
     fixed = 1 / keys**2
-    between = x.second_moment * (x.sample_correlation or 0.0) - x.mean**2
+    between = level * (x.sample_correlation or 0.0) - fixed_part
     r = min(max(between / variance, 0.0), 1.0) if variance > 0 else 1.0
+    same = sum(shared_participation(p, n, r) * share
+               for p, (n, share, _) in zip(each, look.groups, strict=True))  # fmt: skip
     apart = correlated(fixed, second)
     side = (1 - own) / (keys * (keys - 1)) if keys > 1 else 1.0
     rank = len(shape)
@@ -96,47 +126,16 @@ def _softmax(step: Step) -> Signal:
     profile: dict[int, npt.NDArray[np.float64]] = {}
     shared: dict[int, float] = {}
     if queries and queries > 1:
-        each = [(participation(variance, seen), n) for seen, n in counts]
-        profile = _by_query(each, queries, rank, 0.0, 1.0)
+        profile = _by_query(look, each, rank, 0.0, 1.0)
         alike = x.shared.get(rank - 2)
         if spot and x.roles[rank - 2] == "position" and alike is not None:
-            # of two queries the one that sees more keys gives each the smaller weight
-            alike = (alike * x.second_moment - x.mean**2) / variance if variance > 0 else 1.0
-            joint, below = 0.0, 0
-            for (one, n), (seen, _) in zip(each, counts, strict=True):
-                pairs = (n * (n - 1) + 2 * n * below) / max(rows * (rows - 1), 1)
-                joint += shared_participation(one, seen, alike) * pairs
-                below += n
-            shared = {rank - 2: min(joint / own, 1.0)} if rows > 1 else {}
+            alike = (alike * level - fixed_part) / variance if variance > 0 else 1.0
+            joint = look.pairs * sum(shared_participation(p, n, alike) * pairs
+                                     for p, (n, _, pairs) in zip(each, look.groups, strict=True))  # fmt: skip
+            shared = {rank - 2: min(joint / own, 1.0)}
     return Signal(1 / keys, second, correlated(side, second) if spot else apart,
-                  correlated(shared_participation(own, keys, r) / keys, second), (), 1,
+                  correlated(same / keys, second), (), 1,
                   x.roles, profile, cross_correlation=apart, shared=shared)  # fmt: skip
-
-
-def _shown(step: Step, keys: int) -> tuple[tuple[int, int], ...]:
-    """(number of keys seen, how many rows see so many) of logits under a constant mask."""
-    node = step.graph.producer.get(step.value(0) or "")
-    extra = 0  # beside the logits under the mask, such as an attention sink
-    if node is not None and node.op == "concat":
-        made = [step.graph.producer.get(v or "") for v in node.inputs]
-        node = next((n for n in made if n is not None and n.op in _MASKS), None)
-        inner = known_size(step.graph.shape(node.output), (-1,)) if node is not None else None
-        extra, keys = keys - (inner or keys), inner or keys
-    for value in node.inputs if node is not None and node.op in _MASKS else ():
-        mask = step.graph.constant(value)
-        if mask is None or mask.ndim < 2 or mask.shape[-1] != keys:
-            continue
-        if mask.dtype.kind == "b":
-            seen = mask if node is not None and node.op == "where" else ~mask
-        else:
-            seen = mask.astype(np.float64) > -1e4
-        counts, times = np.unique(seen.sum(-1).reshape(-1), return_counts=True)
-        pairs = zip(counts, times, strict=True)
-        return tuple((max(int(n) + extra, 1), int(k)) for n, k in pairs)
-    return ((keys + extra, 1),)
-
-
-_MASKS = frozenset({"add", "where", "masked_fill"})
 
 
 @transfers("log_softmax")
@@ -185,45 +184,26 @@ def token_features(graph: LayerGraph, value: str | None) -> int | None:
     return None
 
 
-def seen_by(step: Step, queries: int, keys: int) -> tuple[tuple[int, int], ...]:
-    """(number of keys seen, how many queries see so many)."""
-    if step.attribute("causal"):
-        return _causal(max(keys - queries + 1, 1), keys)
-    mask = step.constant(3) if step.has(3) else None
-    if mask is None or mask.ndim < 2 or mask.shape[-1] != keys:
-        return ((keys, queries),)
-    if mask.dtype.kind == "b":
-        seen = mask
-    else:
-        numbers = mask.astype(np.float64)
-        seen = numbers > numbers.max(axis=-1, keepdims=True) - 30
-    counts, times = np.unique(seen.sum(-1).reshape(-1), return_counts=True)
-    return tuple((max(int(n), 1), int(k)) for n, k in zip(counts, times, strict=True))
-
-
-def _causal(first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """Queries that see ``first`` … ``last`` keys, many of them in groups with one number each."""
-    if last - first < _EACH:
-        return tuple((n, 1) for n in range(first, last + 1))
-    edges = np.unique(np.geomspace(first, last + 1, _STEPS + 1).round().astype(int))
-    return tuple(((int(a) + int(b)) // 2, int(b) - int(a))
-                 for a, b in itertools.pairwise(edges))  # fmt: skip
-
-
-def bias_variance(step: Step) -> tuple[float, float]:
-    """(variance over the keys, what samples share of it) that a mask adds to the logits: a learned
-    bias by position. Minus infinity, or a number that stands for it, adds none."""
+def seen_by(step: Step, queries: int, keys: int) -> tuple[Seen, Signal | None]:
+    """What an attention sees, and the signal of what else than constants its mask adds."""
     if not step.has(3):
-        return 0.0, 1.0
-    known = step.constant(3)
-    if known is not None and known.dtype.kind == "f" and known.ndim >= 1 and known.shape[-1] > 1:
-        numbers = known.astype(np.float64)
-        numbers = np.where(numbers > numbers.max(-1, keepdims=True) - 30, numbers, np.nan)
-        with np.errstate(invalid="ignore"):
-            spread = float(np.nan_to_num(np.nanvar(numbers, axis=-1)).mean())
-        return spread, 1.0
-    mask = step.signal(3)
-    if mask.second_moment is None or mask.mean is None:
+        return causal(queries, keys) if step.attribute("causal") else everything(keys), None
+    look, rest = seen(step, step.value(3), queries, keys)
+    if step.attribute("causal"):
+        known = step.constant(3)
+        hidden = np.triu(np.full((queries, keys), -np.inf), keys - queries + 1)
+        if known is not None and known.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                look = of_array(known.astype(np.float64) + hidden, queries, keys)
+        elif rest is not None:
+            look = causal(queries, keys)
+    return look, None if rest is None else step.signals.get(rest, UNKNOWN_SIGNAL)
+
+
+def bias_variance(mask: Signal | None) -> tuple[float, float]:
+    """(variance over the keys, what samples share of it) that a mask adds to the logits beside
+    constants: a learned bias by position. A number that stands for minus infinity adds none."""
+    if mask is None or mask.second_moment is None or mask.mean is None:
         return 0.0, 1.0
     if mask.mean < 0 and mask.second_moment / -mask.mean > 30:  # some minus infinity, else zero
         return 0.0, 1.0
@@ -260,7 +240,8 @@ def _attention(step: Step) -> Signal:
     softcap = step.number("softcap")
     if softcap:
         content = softcap**2 * math.tanh(math.sqrt(content) / softcap) ** 2
-    bias, bias_shared = bias_variance(step)
+    look, added = seen_by(step, queries, keys)
+    bias, bias_shared = bias_variance(added)
     logits = content + bias
     wide = token_features(step.graph, step.value(2)) or token_features(step.graph, step.value(1))
     # q² averages over the features of a head: two points that have its variance 2/d.
@@ -277,22 +258,16 @@ def _attention(step: Step) -> Signal:
     r_p = share(q.position_correlation, 1.0)
     r_s, r_x = share(q.sample_correlation, keyed) + fixed, share(q.apart, keyed)
     mean = {"own": 0.0, "tilt": 0.0, "p": 0.0, "s": 0.0, "x": 0.0}
-    counts = seen_by(step, queries, keys)
-    rows = sum(n for _, n in counts)
-    below = 0
-    uneven: list[tuple[float, int]] = []
-    for seen, n in counts:
-        own = sum(participation(content * (1 + d) + bias, seen) for d in (swing, -swing)) / 2
+    uneven = []
+    for n, rows, pairs in look.groups:
+        own = sum(participation(content * (1 + d) + bias, n) for d in (swing, -swing)) / 2
         tilt = content * (1 - own) ** 2 / wide if wide else 0.0
-        uneven.append((own + tilt, n))
-        mean["own"] += own * n / rows
-        mean["tilt"] += tilt * n / rows
-        mean["s"] += shared_participation(own, seen, r_s) * n / rows
-        # of two queries the one that sees more keys gives each the smaller weight
-        pairs = (n * (n - 1) + 2 * n * below) / max(rows * (rows - 1), 1)
-        mean["p"] += shared_participation(own, seen, r_p) * pairs
-        mean["x"] += shared_participation(own, seen, r_x) * pairs
-        below += n
+        uneven.append(own + tilt)
+        mean["own"] += own * rows
+        mean["tilt"] += tilt * rows
+        mean["s"] += shared_participation(own, n, r_s) * rows
+        mean["p"] += shared_participation(own, n, r_p) * pairs * look.pairs
+        mean["x"] += shared_participation(own, n, r_x) * pairs * look.pairs
     own, tilt = mean["own"], mean["tilt"]
     free = v.second_moment * max(1 - p_v, 0.0)
     second = v.second_moment * p_v + free * (own + tilt)
@@ -313,20 +288,29 @@ def _attention(step: Step) -> Signal:
         samples = correlated(x_v + more * mean["s"] + leaning(q.sample_correlation), second)
         apart = correlated(x_v + more * mean["x"] + leaning(q.apart), second)
     return Signal(v.mean, second, positions, samples, v.odd_in, v.one_sided, roles,
-                  _by_query(uneven, queries, len(shape), second - free * (own + tilt), free),
+                  _by_query(look, uneven, len(shape), second - free * (own + tilt), free),
                   cross_correlation=apart)  # fmt: skip
 
 
 def _by_query(
-    uneven: Sequence[tuple[float, int]], queries: int, rank: int, fixed: float, free: float
+    look: Seen, each: Sequence[float], rank: int, fixed: float, free: float
 ) -> dict[int, npt.NDArray[np.float64]]:
     """E out² along the queries where they see different numbers of keys: ``fixed`` + ``free``·Σp²,
-    from (Σp² with its tilt, how many queries)."""
-    if len(uneven) < 2 or sum(n for _, n in uneven) != queries or queries > _LONGEST:
+    with Σp² and its tilt of each group."""
+    if look.rows is None:
         return {}
-    each = fixed + free * np.repeat([s for s, _ in uneven], [n for _, n in uneven])
-    level = float(each.mean())
-    return {rank - 2: each / level} if level > 0 else {}
+    values = fixed + free * over_rows(look, each)
+    level = float(values.mean())
+    return {rank - 2: values / level} if level > 0 else {}
+
+
+def over_rows(look: Seen, each: Sequence[float]) -> npt.NDArray[np.float64]:
+    """What each group has, along the queries."""
+    assert look.rows is not None
+    numbers = np.array([n for n, _, _ in look.groups])
+    order = np.argsort(numbers)
+    values = np.log(np.maximum(np.array(each)[order], 1e-300))
+    return np.asarray(np.exp(np.interp(np.log(look.rows), np.log(numbers[order]), values)))
 
 
 @transfers("rotary")

@@ -106,6 +106,7 @@ class Dependence:
         self._means: dict[str, Sources] = {}  # what a value's elements are functions of means of
         self._seen: dict[object, Node] = {}
         self._steps = 0
+        self.remembered: dict[object, object] = {}  # what is worked out of values once
         self._same: dict[str, str] = {}  # value -> the first that is computed in the same way
 
     def sources(self, value: str) -> Sources:

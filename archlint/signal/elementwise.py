@@ -10,6 +10,7 @@ from archlint.signal.activations import Activation, activation, composed, leaky_
 from archlint.signal.arithmetic import added, aligned, beside_zeros, greater, multiplied, scaled
 from archlint.signal.joint import together
 from archlint.signal.laws import NODES, WEIGHTS, Law, Series
+from archlint.signal.masks import MASKED
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.ranking import normalised
 from archlint.signal.rotation import rotated
@@ -30,8 +31,6 @@ from archlint.signal.transfer import (
     product,
     transfers,
 )
-
-MASKED = -1e4  # an added constant below this stands for minus infinity: a softmax leaves it out
 
 
 def through(x: Signal, phi: Activation) -> Signal:

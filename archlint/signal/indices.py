@@ -99,4 +99,11 @@ _TABLE: dict[str, Callable[[Sequence[Array], Mapping[str, Any]], Array]] = {
     "mul": lambda a, _: np.asarray(a[0] * a[1]),
     "reshape": lambda a, n: a[0].reshape([int(k) for k in n["shape"]]),
     "identity": lambda a, _: a[0],
+    "transpose": lambda a, n: np.transpose(a[0], [int(k) for k in n["permutation"]]),
+    "expand": lambda a, n: np.broadcast_to(a[0], [int(k) for k in n["shape"]]),
+    "where": lambda a, _: np.where(a[0], a[1], a[2]),
+    "masked_fill": lambda a, _: np.where(a[1], a[2], a[0]),
+    "logical_not": lambda a, _: np.logical_not(a[0]),
+    "logical_and": lambda a, _: np.logical_and(a[0], a[1]),
+    "neg": lambda a, _: np.asarray(-a[0]),
 }

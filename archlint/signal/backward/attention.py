@@ -14,6 +14,7 @@ import numpy as np
 
 from archlint.signal.attention import (
     bias_variance,
+    logits_of,
     participation,
     seen_by,
     shared_participation,
@@ -24,7 +25,6 @@ from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
     Gradient,
-    Profile,
     backwards,
     no_gradient,
     times,
@@ -45,14 +45,12 @@ def _softmax(step: Back) -> list[Gradient | None]:
     c = g.along[axis]
     if c is None:
         return [UNKNOWN_GRADIENT]
-    x = step.signal(0)
+    made = logits_of(step)
     own = min(y.second_moment * keys, 1.0)  # Σp²
     left = own * (1 - own)
-    if x.variance is not None and x.second_moment is not None:
-        variance = x.variance
-        if x.position_correlation is not None and x.roles and x.roles[axis] == "position":
-            variance = min(variance, x.second_moment * max(1 - x.position_correlation, 0.0))
-        left = differing(variance, keys)
+    if made is not None:
+        _, look, variance = made
+        left = sum(differing(variance, n) * share for n, share, _ in look.groups)
     free = max(1 - c, 0.0) * left
     along = tuple(-1 / max(keys - 1, 1) if a == axis else d for a, d in enumerate(g.along))
     profile = {a: p for a, p in g.profile.items() if a != axis}
@@ -108,7 +106,7 @@ def _attention(step: Back) -> list[Gradient | None]:
     softcap = step.number("softcap")
     if softcap:
         content = softcap**2 * math.tanh(math.sqrt(content) / softcap) ** 2
-    p = _weights(step, content, bias_variance(step)[0], queries, keys)
+    p = _weights(step, content, queries, keys)
     p_keep = 1 - step.number("dropout") if step.graph.mode == "train" else 1.0
     values = _to_values(step, g, c, p, queries, keys, heads, p_keep)
     spread = features * g.second_moment * v.second_moment * max(1 - shared_v, 0.0)
@@ -149,55 +147,52 @@ def _heads(shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) ->
 class _Weights:
     """Of the softmax over queries: Σ_j p² (``own``), Σ_j p p′ of two queries (``other``),
     Σ_j p²·(1 − 2p + Σp²) (``free``: what is left of it for differences between keys), (1 − Σp²)²
-    (``flat``), and own/keys along the queries where they see different numbers of keys."""
+    (``flat``), and p² by query and key as the mask alone would have it."""
 
     own: float
     other: float
     free: float
     flat: float
-    rows: Profile | None
+    squares: Floats | None
 
 
-def _weights(step: Back, content: float, bias: float, queries: int, keys: int) -> _Weights:
+def _weights(step: Back, content: float, queries: int, keys: int) -> _Weights:
     q, shape = step.signal(0), step.shape(0)
     features = shape[-1] if shape else None
     swing = min(math.sqrt(2 / features), 1.0) if features else 0.0
+    look, added = seen_by(step, queries, keys)
+    bias = bias_variance(added)[0]
     logits = content + bias
     alike = content / logits * min(max(q.position_correlation or 0.0, 0.0), 1.0) if logits else 0.0
     own = other = free = flat = 0.0
-    counts = seen_by(step, queries, keys)
-    rows = sum(n for _, n in counts)
-    below = 0
-    met: list[float] = []
-    for seen, n in counts:
+    for n, rows, pairs in look.groups:
         levels = [content * (1 + d) + bias for d in (swing, -swing)]
-        here = sum(participation(v, seen) for v in levels) / 2
-        own += here * n / rows
-        free += sum(differing(v, seen) for v in levels) / 2 * n / rows
-        flat += (1 - here) ** 2 * n / rows
-        # of two queries the one that sees more keys gives each the smaller weight
-        pairs = (n * (n - 1) + 2 * n * below) / max(rows * (rows - 1), 1)
-        other += shared_participation(here, seen, alike) * pairs
-        below += n
-        met += [here / seen] * (n if len(counts) > 1 and rows == queries else 0)
-    causal = len(counts) == len(met) == queries  # every query sees another number of keys
-    return _Weights(own, other, free, flat, np.array(met) if causal else None)
+        here = sum(participation(v, n) for v in levels) / 2
+        own += here * rows
+        free += sum(differing(v, n) for v in levels) / 2 * rows
+        flat += (1 - here) ** 2 * rows
+        other += shared_participation(here, n, alike) * pairs * look.pairs
+    return _Weights(own, other, free, flat, look.squares)
 
 
-def differing(variance: float, keys: int) -> float:
+def differing(variance: float, keys: float) -> float:
     """E Σ_j p_j²·(1 − 2p_j + Σp²) of a softmax over independent normal logits: the mean square of
     p∘(a − Σ p a) for a of unit variance."""
     if keys <= 1:
         return 0.0
     if variance <= 0:
         return (1 - 1 / keys) / keys
+    if keys < 2:  # in proportion to what it is without a variance
+        return 4 * (1 - 1 / keys) / keys * differing(variance, 2.0)
     return _differing(float(f"{min(variance, 144.0):.3g}"), keys)
 
 
 @lru_cache(maxsize=16384)
-def _differing(variance: float, keys: int) -> float:
+def _differing(variance: float, keys: float) -> float:
     """By E[f/(Σe^l)^k] = ∫ λ^{k−1}/Γ(k) E[f e^{−λΣe^l}] dλ with λ = e^t, term by term."""
-    step, rest, second, third, fourth = _laplace(variance, max(1 << (keys - 1).bit_length(), 64))
+    step, rest, second, third, fourth = _laplace(
+        variance, max(1 << (math.ceil(keys) - 1).bit_length(), 64)
+    )
     with np.errstate(under="ignore"):
         one, two = np.exp((keys - 1) * rest), np.exp((keys - 2) * rest)
     values = keys * one * (second - third + fourth / 6) + keys * (keys - 1) * two * second**2 / 6
@@ -236,13 +231,13 @@ def _to_values(
     rank = step.rank(2)
     along = _like(g, rank, min(max(between, -1.0), 1.0))
     profile: dict[int, np.typing.NDArray[np.float64]] = {}
-    if p.rows is not None:  # causal: early keys are met by every query after them
+    if p.squares is not None:  # under a causal mask early keys are met by every query after them
         each = g.profile.get(len(g.along) - 2)
-        weight = p.rows
-        if each is not None and each.size == weight.size:
-            weight = weight * each
-        met = np.cumsum(weight[::-1])[::-1]
-        if met.size == keys and met.mean() > 0:
+        weight = p.squares
+        if each is not None and each.size == len(weight):
+            weight = weight * each[:, None]
+        met = weight.sum(axis=0)
+        if met.size == keys and met.mean() > 0 and met.max() > met.min() * (1 + 1e-6):
             profile[rank - 2] = met / met.mean()
     return Gradient(second, along, profile, origin=step.source(2))
 
