@@ -130,9 +130,9 @@ def _softmax(step: Step) -> Signal:
         alike = x.shared.get(rank - 2)
         if spot and x.roles[rank - 2] == "position" and alike is not None:
             alike = (alike * level - fixed_part) / variance if variance > 0 else 1.0
-            joint = look.pairs * sum(shared_participation(p, n, alike) * pairs
-                                     for p, (n, _, pairs) in zip(each, look.groups, strict=True))  # fmt: skip
-            shared = {rank - 2: min(joint / own, 1.0)}
+            joint = sum(shared_participation(p, n, alike) * pairs
+                        for p, (n, _, pairs) in zip(each, look.groups, strict=True))  # fmt: skip
+            shared = {rank - 2: min(look.pairs * joint / own, 1.0)}
     return Signal(1 / keys, second, correlated(side, second) if spot else apart,
                   correlated(same / keys, second), (), 1,
                   x.roles, profile, cross_correlation=apart, shared=shared)  # fmt: skip

@@ -71,7 +71,16 @@ def _handed_on(x: Tensor, encoder: nn.Module, f: nn.Module, decoder: nn.Module) 
     return decoder(f(x), encoder(x)[1])[0][:, :3]
 
 
-def attention(causal: bool = False, scale: float = 1.0) -> Callable[[], nn.Module]:
+def _distances(size: int) -> Tensor:
+    places = torch.arange(size, dtype=torch.float32)
+    slopes = torch.tensor([0.5, 0.1])[:, None, None]
+    sloped = -slopes * (places[:, None] - places[None, :]).abs()
+    return sloped + torch.full((size, size), -torch.inf).triu(1)
+
+
+def attention(
+    causal: bool = False, scale: float = 1.0, distances: bool = False
+) -> Callable[[], nn.Module]:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -82,7 +91,8 @@ def attention(causal: bool = False, scale: float = 1.0) -> Callable[[], nn.Modul
         def forward(self, x: Tensor) -> Tensor:
             b, t, d = x.shape
             q, k, v = self.qkv(x).reshape(b, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4).unbind(0)
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            mask = _distances(t).to(x.dtype) if distances else None
+            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
     return Attention
 
@@ -229,6 +239,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "attention": (attention(), TOKENS, 0.1),
     "attention_weak": (attention(scale=0.3), TOKENS, 0.05),
     "attention_causal": (attention(causal=True, scale=0.5), TOKENS, 0.1),
+    "attention_by_distance": (attention(scale=0.5, distances=True), TOKENS, 0.1),
     "matmul": (on(lambda x, f, g: f(x) @ g(x).transpose(1, 2), linear(), linear()), TOKENS, 0.05),
     "einsum": (on(lambda x, f: torch.einsum("btd,bsd->bts", f(x), x), linear()), TOKENS, 0.05),
     "rnn": (lambda: Lstm(nn.RNN), TOKENS, 0.05),

@@ -118,6 +118,37 @@ def _spelled(n: Any, x: Tensor) -> Tensor:
     return n.norm((q @ k.mT / 48**0.5 + hidden).softmax(-1) @ n.b(x))
 
 
+def _distances(heads: int, size: int) -> Tensor:
+    """A bias that falls with the distance, in every head faster."""
+    places = torch.arange(size)
+    slopes = 2.0 ** -torch.arange(1, heads + 1)
+    return -slopes[:, None, None] * (places[:, None] - places[None, :]).abs()
+
+
+def _sloped(n: Any, x: Tensor) -> Tensor:
+    """Logits with such a bias, under a causal mask, by a softmax."""
+    h = n.stem(x)
+    q, k, v = (_heads(y, 4) for y in n.qkv(h).chunk(3, -1))
+    flat = torch.baddbmm(_distances(4, 24).repeat(len(x), 1, 1), q.flatten(0, 1),
+                         k.flatten(0, 1).mT, alpha=0.2)  # fmt: skip
+    hidden = torch.full((1, 1, 24, 24), torch.finfo(x.dtype).min).triu(1)
+    p = (flat.unflatten(0, (len(x), 4)) + hidden).softmax(-1)
+    return (p @ v).transpose(1, 2).flatten(2)
+
+
+class _Bias(nn.Module):
+    """A learned bias of every pair, beside windows that hide each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 24, 24) * 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = torch.arange(24) // 8
+        hidden = torch.where(part[:, None] == part[None, :], 0.0, -100.0)
+        return self.table[None] + hidden[None, None].expand(len(x), 1, -1, -1)
+
+
 def _linear_attention(n: Any, x: Tensor) -> Tensor:
     """With the denominator as a column of ones beside the values."""
     q, k, v = n.qkv(n.stem(x)).chunk(3, -1)
@@ -319,6 +350,13 @@ CASES = [
           a=lambda: nn.Linear(48, 24), b=lambda: nn.Linear(48, 64), slack=0.02),
     _case("einsum", TOKENS, lambda n, x: torch.einsum("btc,bsc->bts", n.a(x), n.b(x)),
           a=lambda: nn.Linear(48, 64), b=lambda: nn.Linear(48, 64), slack=0.02),
+    _case("attention by distance", TOKENS,
+          lambda n, x: _attend(n, x, attn_mask=_distances(4, 24), is_causal=False), 0.02,
+          stem=_tokens, qkv=lambda: nn.Linear(96, 288)),
+    _case("attention by distance, causal", TOKENS, _sloped, 0.03, 0.05,
+          stem=_tokens, qkv=lambda: nn.Linear(96, 288)),
+    _case("attention of windows", TOKENS, lambda n, x: _attend(n, x, attn_mask=n.bias(x)), 0.02,
+          stem=_tokens, qkv=lambda: nn.Linear(96, 288), bias=_Bias),
     _case("rnn", TOKENS, lambda n, x: n.a(x)[0], 0.02, a=lambda: nn.RNN(48, 64, batch_first=True)),
     *(_case(f"{name} {kind.__name__}", TOKENS, run, 0.03, a=make)
       for kind in (nn.LSTM, nn.GRU) for name, make, run in _recurrent(kind)),

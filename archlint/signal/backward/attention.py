@@ -230,7 +230,7 @@ def _to_values(
     between = (whole / (keys * size) - 1) / (keys - 1) if keys > 1 and size > 0 else 0.0
     rank = step.rank(2)
     along = _like(g, rank, min(max(between, -1.0), 1.0))
-    profile: dict[int, np.typing.NDArray[np.float64]] = {}
+    profile: dict[int, Floats] = {}
     if p.squares is not None:  # under a causal mask early keys are met by every query after them
         each = g.profile.get(len(g.along) - 2)
         weight = p.squares
