@@ -19,6 +19,7 @@ import numpy.typing as npt
 from archlint.graph.model import LayerGraph
 from archlint.signal.masks import Seen, causal, everything, of_array, seen
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.overlap import overlap
 from archlint.signal.rotation import turned
 from archlint.signal.transfer import Step, correlated, known_size, paired, transfers
 
@@ -161,9 +162,21 @@ _MOVES = frozenset({"reshape", "transpose", "split", "slice", "select_index", "r
 _MOST = 24  # nodes looked back over
 
 
-def token_features(graph: LayerGraph, value: str | None) -> int | None:
-    """The number of features of the tokens that a query, key or value is made of: the fan-in of the
-    affine map behind it."""
+def token_overlap(step: Step) -> float:
+    """How much the tokens that keys and values are made of point in the same directions
+    (signal.overlap); 0 where these are not known."""
+    for i in (2, 1):
+        made = token_features(step.graph, step.value(i))
+        if made is not None:
+            size, tokens = made
+            found = overlap(step.graph, step.signals, step.dependence, tokens) if tokens else None
+            return 1 / size if found is None else found.whole
+    return 0.0
+
+
+def token_features(graph: LayerGraph, value: str | None) -> tuple[int, str | None] | None:
+    """The number of features of the tokens that a key or value is made of, the fan-in of the affine
+    map behind it, and these tokens where it is one of each by itself."""
     for _ in range(_MOST):
         node = graph.producer.get(value) if value is not None else None
         if node is None:
@@ -177,7 +190,7 @@ def token_features(graph: LayerGraph, value: str | None) -> int | None:
             if node.op == "conv" and node.attributes.get("groups", 1) != 1:
                 value = node.inputs[0]  # a depthwise map keeps the features apart
                 continue
-            return size
+            return None if size is None else (size, node.inputs[0] if node.op == "linear" else None)
         if node.op not in _MOVES:
             return None
         value = node.inputs[0]
@@ -243,7 +256,7 @@ def _attention(step: Step) -> Signal:
     look, added = seen_by(step, queries, keys)
     bias, bias_shared = bias_variance(added)
     logits = content + bias
-    wide = token_features(step.graph, step.value(2)) or token_features(step.graph, step.value(1))
+    alike = token_overlap(step)
     # q² averages over the features of a head: two points that have its variance 2/d.
     swing = min(math.sqrt(2 / features), 1.0)
 
@@ -261,7 +274,7 @@ def _attention(step: Step) -> Signal:
     uneven = []
     for n, rows, pairs in look.groups:
         own = sum(participation(content * (1 + d) + bias, n) for d in (swing, -swing)) / 2
-        tilt = content * (1 - own) ** 2 / wide if wide else 0.0
+        tilt = content * (1 - own) ** 2 * alike
         uneven.append(own + tilt)
         mean["own"] += own * rows
         mean["tilt"] += tilt * rows

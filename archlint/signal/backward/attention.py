@@ -18,7 +18,7 @@ from archlint.signal.attention import (
     participation,
     seen_by,
     shared_participation,
-    token_features,
+    token_overlap,
 )
 from archlint.signal.gaussian import Floats, nodes_and_weights
 from archlint.signal.gradient import (
@@ -255,10 +255,7 @@ def _to_queries(
     ‖Cov_p(tokens)‖² is d²/T-like plus d-like, which adds 1/d to Σp²."""
     if k.second_moment is None:
         return UNKNOWN_GRADIENT
-    free = p.free
-    tokens = token_features(step.graph, step.value(2)) or token_features(step.graph, step.value(1))
-    if tokens:
-        free += p.flat / tokens
+    free = p.free + p.flat * token_overlap(step)
     second = scale**2 * spread * k.second_moment * max(1 - shared_k, 0.0) * free
     along = (*(c if c is None else 0.0 for c in g.along[:-1]), 0.0)
     return Gradient(second, along, dict(g.profile), origin=step.source(0))

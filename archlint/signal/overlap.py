@@ -1,0 +1,262 @@
+"""How much the tokens of a sequence point in the same directions, beyond what all have in common.
+
+With K the inner products of tokens less their mean, the overlap is E K_ij²/(E K_ii)² over pairs of
+different tokens: 1/n for tokens in random directions of n dimensions, more where they lie in fewer,
+as sinusoids by position or windows that share most of their input do. Attention leans towards keys
+that are alike by as much, and so does the gradient of its queries (theory.md 9).
+
+It has a part by chance, which a window averages over what it covers, and one by place, which it
+does not. A layer with n random outputs adds 1/n by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from archlint.graph.model import LayerGraph, Node
+from archlint.signal.activations import activation
+from archlint.signal.dependence import Dependence
+from archlint.signal.gaussian import Floats
+from archlint.signal.indices import usual
+from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
+from archlint.signal.transfer import count_of
+
+_LARGEST_TABLE = 1 << 22
+_MOST_DEEP = 400
+_PASSED = frozenset({"identity", "cast", "layer_norm", "rms_norm", "dropout", "drop_path", "neg",
+                     "slice", "expand", "squeeze", "unsqueeze", "batch_norm", "group_norm",
+                     "instance_norm", "pad"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """By ``chance`` and by ``place``; ``fresh``: of a table, which nothing else is made of."""
+
+    chance: float
+    place: float = 0.0
+    fresh: bool = False
+
+    @property
+    def whole(self) -> float:
+        """Both."""
+        return min(self.chance + self.place, 1.0)
+
+
+def overlap(
+    graph: LayerGraph, signals: Mapping[str, Signal], dependence: Dependence, value: str
+) -> Overlap | None:
+    """The overlap of a value's tokens; None where its features cannot be told."""
+    memory = dependence.remembered
+    order, left = [], [value]
+    while left:  # what is not yet known of it, in execution order
+        v = left.pop()
+        if ("overlap", v) in memory:
+            continue
+        memory["overlap", v] = None
+        order.append(v)
+        node = graph.producer.get(v)
+        if node is not None and len(order) < _MOST_DEEP:
+            left += [u for u in _followed(node) if u not in graph.static]
+    for v in sorted(order, key=dependence.place):
+        memory["overlap", v] = _of(graph, signals, dependence, v)
+    found = memory["overlap", value]
+    assert found is None or isinstance(found, Overlap)
+    return found
+
+
+def _followed(node: Node) -> list[str]:
+    inputs = [v for v in node.inputs if v is not None]
+    if node.op in ("add", "sub", "mul", "concat"):
+        return inputs
+    passed = node.op in _PASSED or node.op in ("linear", "conv", "reshape", "transpose")
+    return inputs[:1] if passed or activation(node.op, node.attributes) is not None else []
+
+
+def _width(graph: LayerGraph, signals: Mapping[str, Signal], value: str) -> int | None:
+    x, shape = signals.get(value, UNKNOWN_SIGNAL), graph.shape(value)
+    n = count_of(x, shape, range(len(shape or ())), "feature")
+    return n if n and n > 1 else None
+
+
+def _of(
+    graph: LayerGraph, signals: Mapping[str, Signal], dependence: Dependence, value: str
+) -> Overlap | None:
+    width, node = _width(graph, signals, value), graph.producer.get(value)
+    by_chance = Overlap(1 / width) if width else None
+    if node is None:
+        return by_chance
+
+    def of(i: int) -> Overlap | None:
+        v = node.inputs[i] if i < len(node.inputs) else None
+        found = dependence.remembered.get(("overlap", v))
+        return found if isinstance(found, Overlap) else None
+
+    if node.op == "embedding":
+        return _of_table(graph, node, width)
+    x = of(0)
+    if node.op in ("add", "sub"):
+        return _summed(graph, signals, node, of(0), of(1), width) or by_chance
+    if node.op == "mul":
+        rest = [of(i) for i, v in enumerate(node.inputs) if v not in graph.static]
+        return rest[0] if len(rest) == 1 and rest[0] is not None else by_chance
+    if node.op == "concat" and signals.get(value, UNKNOWN_SIGNAL).roles[
+        int(str(node.attributes["axis"])):][:1] == ("position",):  # fmt: skip
+        longest = max(range(len(node.inputs)), key=lambda i: _size(graph, node.inputs[i]))
+        return of(longest) or by_chance
+    if x is None:
+        return by_chance
+    if node.op == "linear" and width:
+        return Overlap(x.chance + 1 / width, x.place)
+    if node.op == "conv" and width:
+        taps, near = _windows(graph, node)
+        return Overlap(x.chance / taps + 1 / width, min(x.place + near, 1.0))
+    if node.op == "dropout" and graph.mode == "train" and node.attributes.get("training", True):
+        keep = 1 - float(str(node.attributes.get("p", 0.5)))
+        return Overlap(x.chance * keep**2, x.place * keep**2, x.fresh)
+    phi = activation(node.op, node.attributes)
+    if phi is not None:
+        before, after = (signals.get(v or "", UNKNOWN_SIGNAL) for v in (node.inputs[0], value))
+        kept = _kept(before, after, lambda c: phi.pair(before.mean or 0.0, before.variance or 0.0,
+                                                       c))  # fmt: skip
+        return by_chance if kept is None or not width else Overlap(
+            x.chance * kept + (1 - kept) / width, x.place * kept)  # fmt: skip
+    same = width == _width(graph, signals, node.inputs[0] or "")
+    if node.op in _PASSED or (node.op in ("reshape", "transpose") and same):
+        return x
+    return by_chance
+
+
+def _size(graph: LayerGraph, value: str | None) -> int:
+    return (graph.values[value].size or 0) if value is not None else 0
+
+
+def _kept(before: Signal, after: Signal, pair: object) -> float | None:
+    """The square of how far differences of K come through, over the differences of tokens."""
+    assert callable(pair)
+    p, p_after = before.position_correlation, after.position_correlation
+    if (p is None or p_after is None or before.second_moment is None or before.mean is None
+            or after.second_moment is None or not before.variance):  # fmt: skip
+        return None
+    free, free_after = before.second_moment * (1 - p), after.second_moment * (1 - p_after)
+    if free <= 0 or free_after <= 0:
+        return None
+    at = p * before.second_moment - before.mean**2
+    step = 1e-3 * before.variance
+    if at + step > before.variance:
+        return 1.0
+    slope = (pair(at + step) - pair(at - step)) / (2 * step)
+    return float(min((slope * free / free_after) ** 2, 1.0))
+
+
+def _summed(
+    graph: LayerGraph, signals: Mapping[str, Signal], node: Node, x: Overlap | None,
+    y: Overlap | None, width: int | None,
+) -> Overlap | None:  # fmt: skip
+    """K of a sum is the sum of both, and what two in random directions have in common by chance.
+    What comes of the trunk by a branch is alike where it is."""
+    found: list[tuple[Overlap, float]] = []
+    for o, v in ((x, node.inputs[0]), (y, node.inputs[1])):
+        s = signals.get(v or "", UNKNOWN_SIGNAL)
+        if v in graph.static:
+            o = _of_rows(graph, v, s)
+            if o is None:
+                continue  # a bias: the same everywhere
+        if o is None or s.second_moment is None or s.position_correlation is None:
+            return None
+        found.append((o, s.second_moment * max(1 - s.position_correlation, 0.0)))
+    total = sum(e for _, e in found)
+    if len(found) < 2 or total <= 0 or not width:
+        return found[0][0] if found else None
+    (x, a), (y, b) = found
+    a, b = a / total, b / total
+    related = not (x.fresh or y.fresh)
+    inherited = math.sqrt(x.chance * max(y.chance - 1 / width, 0.0)) if related else 0.0
+    both = math.sqrt(x.place * y.place) if related else 0.0
+    return Overlap(
+        a * a * x.chance + b * b * y.chance + 2 * a * b * (1 / width + inherited),
+        a * a * x.place + b * b * y.place + 2 * a * b * both,
+    )
+
+
+def _of_table(graph: LayerGraph, node: Node, width: int | None) -> Overlap | None:
+    """Rows of a table: of tokens at random, two are the same one in so many; of places, none."""
+    parameter, rows = graph.parameter(node.inputs[1]), graph.shape(node.inputs[1])
+    if parameter is None or not width or rows is None or not rows[0]:
+        return None
+    places = usual(graph, node.inputs[0])
+    if parameter.law is not None and parameter.law.family == "deterministic":
+        if places is None or parameter.load is None or math.prod(parameter.shape) > _LARGEST_TABLE:
+            return Overlap(1 / width, fresh=True)
+        table = np.asarray(parameter.load(), np.float64)
+        each = places[0] if places.ndim > 1 else places
+        return Overlap(0.0, _of_array(table[each.reshape(-1)]), fresh=True)
+    return Overlap(1 / width, 0.0 if places is not None else 1 / rows[0], fresh=True)
+
+
+def _of_rows(graph: LayerGraph, value: str | None, s: Signal) -> Overlap | None:
+    """What is added of a table by place [..., positions, features]; None where no two rows are."""
+    shape, parameter = graph.shape(value), graph.parameter(value)
+    if shape is None or len(shape) < 2 or shape[-1] is None or shape[-2] is None or shape[-2] < 2:
+        return None
+    if math.prod(n or 1 for n in shape[:-2]) != 1:
+        return None
+    known = graph.constant(value)
+    if (known is None and parameter is not None and parameter.load is not None
+            and (parameter.law is None or parameter.law.family == "deterministic")
+            and math.prod(parameter.shape) <= _LARGEST_TABLE):  # fmt: skip
+        known = np.asarray(parameter.load())
+    if known is None:
+        return Overlap(1 / shape[-1], fresh=True)
+    table = np.broadcast_to(known.astype(np.float64), [n or 1 for n in shape])
+    return Overlap(0.0, _of_array(table.reshape(shape[-2], shape[-1])), fresh=True)
+
+
+def _of_array(rows: Floats) -> float:
+    """The overlap of known tokens [tokens, features]."""
+    n = len(rows)
+    if n < 2 or rows.size > _LARGEST_TABLE:
+        return 0.0
+    free = rows - rows.mean(axis=0)
+    sizes = np.square(free).sum(axis=1)
+    between = free.T @ free if n > rows.shape[1] else free @ free.T
+    level = float(sizes.mean())
+    if level <= 0:
+        return 0.0
+    return max(float(np.square(between).sum() - np.square(sizes).sum()) / (n * (n - 1)), 0.0) / (
+        level * level)  # fmt: skip
+
+
+def _windows(graph: LayerGraph, node: Node) -> tuple[int, float]:
+    """How many places a window covers, and the overlap of windows that share some of them."""
+    weight, out = graph.shape(node.inputs[1]), graph.shape(node.output)
+    if weight is None or out is None or None in weight[2:] or None in out[2:]:
+        return 1, 0.0
+    kernel = tuple(n or 1 for n in weight[2:])
+    strides = node.attributes.get("stride", ())
+    steps = tuple(int(str(s)) for s in strides) if isinstance(strides, tuple) else ()
+    if len(steps) != len(kernel):
+        steps = (1,) * len(kernel)
+    sizes = tuple(n or 1 for n in out[2:])
+    return math.prod(kernel), _sharing(kernel, steps, sizes)
+
+
+@lru_cache(maxsize=256)
+def _sharing(kernel: tuple[int, ...], steps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
+    """Of windows over independent places: c = Π (1 − distance·stride/kernel) or 0."""
+    means, squares, places = 1.0, 1.0, math.prod(sizes)
+    for k, step, n in zip(kernel, steps, sizes, strict=True):
+        lag = np.arange(n)
+        c = np.maximum(1 - lag * step / k, 0.0)
+        pairs = np.where(lag == 0, n, 2 * (n - lag)) / n**2
+        means *= float(c @ pairs)
+        squares *= float((c * c) @ pairs)
+    if places < 2 or means >= 1:
+        return 0.0
+    off = (places * squares - 1) / (places - 1)  # of different places
+    mean = (places * means - 1) / (places - 1)
+    return max(off - mean * mean, 0.0) / (1 - mean) ** 2
