@@ -4,7 +4,8 @@ The logits l_ij = scale·q_i·k_j are normal over the weights that make q and k.
 weights = scale²·d·K_q(i, i′)·K_k(j, j′), what the keys have in common cancels in the softmax, so
 that over the keys of one query their variance is s² = scale²·d·E q²·E k²·(1 − ρ_k). Since a logit
 is linear in its own token, the softmax also leans towards the tokens along one direction of their
-space: of n-dimensional tokens that adds s²(1 − Σp²)²/n to the average (theory.md 9).
+space: that adds s² times their overlap to the average, 1/n of n-dimensional ones (theory.md 9,
+signal.overlap), and less the fewer tokens it takes (:func:`leaning`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archlint.graph.model import LayerGraph
+from archlint.signal.gaussian import Floats, nodes_and_weights
 from archlint.signal.masks import Seen, causal, everything, of_array, seen
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.overlap import overlap
@@ -65,6 +67,74 @@ def shared_participation(own: float, keys: float, correlation: float) -> float:
     if keys <= 1:
         return 1.0
     return float((keys * own) ** min(max(correlation, 0.0), 1.0) / keys)
+
+
+def differing(variance: float, keys: float) -> float:
+    """E Σ_j p_j²·(1 − 2p_j + Σp²) of a softmax over independent normal logits: the mean square of
+    p∘(a − Σ p a) for a of unit variance."""
+    if keys <= 1:
+        return 0.0
+    if variance <= 0:
+        return (1 - 1 / keys) / keys
+    if keys < 2:  # in proportion to what it is without a variance
+        return 4 * (1 - 1 / keys) / keys * differing(variance, 2.0)
+    return _differing(float(f"{min(variance, 144.0):.3g}"), keys)
+
+
+@lru_cache(maxsize=16384)
+def _differing(variance: float, keys: float) -> float:
+    """By E[f/(Σe^l)^k] = ∫ λ^{k−1}/Γ(k) E[f e^{−λΣe^l}] dλ with λ = e^t, term by term."""
+    step, rest, _, second, third, fourth = _laplace(
+        variance, max(1 << (math.ceil(keys) - 1).bit_length(), 64)
+    )
+    with np.errstate(under="ignore"):
+        one, two = np.exp((keys - 1) * rest), np.exp((keys - 2) * rest)
+    values = keys * one * (second - third + fourth / 6) + keys * (keys - 1) * two * second**2 / 6
+    return float(max(np.sum(values) * step, 0.0))
+
+
+@lru_cache(maxsize=1024)
+def _laplace(variance: float, most: int) -> tuple[float, Floats, Floats, Floats, Floats, Floats]:
+    """The step of t, ln E e^{−λe^l} and E (λe^l)^k e^{−λe^l}, k = 1, 2, 3, 4, for λ = e^t at
+    equidistant t that are enough for up to ``most`` keys. A causal mask asks for every number."""
+    s = math.sqrt(variance)
+    z, w = nodes_and_weights(())
+    reach = s * math.sqrt(2 * math.log(most) + 1) + 2 * s
+    t = np.linspace(-math.log(most) - variance / 2 - 12 - reach, reach + 4, 400)
+    with np.errstate(over="ignore", under="ignore"):
+        e = np.exp(np.minimum(t[:, None] + s * z[None, :], 700))
+        gone = np.exp(-np.minimum(e, 745))
+        rest = np.log(np.maximum(gone @ w, 1e-300))
+        first, second, third, fourth = ((np.minimum(e, 1e3) ** k * gone) @ w for k in (1, 2, 3, 4))
+    return float(t[1] - t[0]), rest, first, second, third, fourth
+
+
+def leaning(variance: float, keys: float) -> tuple[float, float]:
+    """What tokens add that overlap, with inner products ε of mean square o between them: s²o times
+    the first number to Σp² of what is averaged, o times the second to the gradient of the query.
+
+    E p_j p_k grows with the covariance s²ε of two logits by ∂²(p_j p_k)/∂l_j∂l_k =
+    p_j p_k((1 − 2p_j)(1 − 2p_k) + 2p_j p_k); in Σ p_j a_j(k_j − k̄) the pair has
+    p_j p_k(1 − p_j − p_k + 2p_j p_k).
+    """
+    if keys <= 1:
+        return 0.0, 0.0
+    if keys < 2:
+        one, two = leaning(variance, 2.0)
+        return (keys - 1) * one, (keys - 1) * two
+    return _leaning(float(f"{min(max(variance, 1e-6), 144.0):.3g}"), keys)
+
+
+@lru_cache(maxsize=16384)
+def _leaning(variance: float, keys: float) -> tuple[float, float]:
+    """As :func:`_differing` does: E p_j^a p_k^b is ∫ F_a F_b R^{T−2} dt/Γ(a + b)."""
+    most = max(1 << (math.ceil(keys) - 1).bit_length(), 64)
+    step, rest, first, second, _, _ = _laplace(variance, most)
+    with np.errstate(under="ignore"):
+        pairs = keys * (keys - 1) * step * np.exp((keys - 2) * rest)
+    tilt = float((pairs * (first - second) ** 2).sum())
+    flat = float((pairs * (first * first - first * second + second * second / 3)).sum())
+    return max(tilt, 0.0), max(flat, 0.0)
 
 
 def logits_of(step: Step) -> tuple[Signal, Seen, float] | None:
@@ -227,8 +297,9 @@ def bias_variance(mask: Signal | None) -> tuple[float, float]:
 
 @transfers("attention")
 def _attention(step: Step) -> Signal:
-    """E out² = E v²·(ρ_v + (1 − ρ_v)·(Σp² + s²(1 − Σp²)²/n)): the part of v that all positions
-    share passes, the rest is averaged with weights that lean towards the query's direction.
+    """E out² = E v²·(ρ_v + (1 − ρ_v)·(Σp² + s²·o·L)): the part of v that all positions share
+    passes, the rest is averaged with weights that lean towards the query's direction, by the
+    tokens' overlap o and by L of :func:`leaning`.
 
     Two queries of one sample share Σ p p′ with logits correlated by ρ_q; of two samples a token's
     part by position alone is averaged like v, with K_v = X + (S − X)·Σ p p′.
@@ -274,7 +345,8 @@ def _attention(step: Step) -> Signal:
     uneven = []
     for n, rows, pairs in look.groups:
         own = sum(participation(content * (1 + d) + bias, n) for d in (swing, -swing)) / 2
-        tilt = content * (1 - own) ** 2 * alike
+        tilt = content * alike * sum(
+            leaning(content * (1 + d) + bias, n)[0] for d in (swing, -swing)) / 2  # fmt: skip
         uneven.append(own + tilt)
         mean["own"] += own * rows
         mean["tilt"] += tilt * rows
@@ -288,18 +360,18 @@ def _attention(step: Step) -> Signal:
     if p and step.graph.mode == "train":
         second += v.second_moment * own * (1 / (1 - p) - 1)
 
-    def leaning(correlation: float | None) -> float:
+    def leant(correlation: float | None) -> float:
         return free * tilt * min(max(correlation or 0.0, 0.0), 1.0)
 
     positions = correlated(
-        v.second_moment * p_v + free * mean["p"] + leaning(q.position_correlation), second
+        v.second_moment * p_v + free * mean["p"] + leant(q.position_correlation), second
     )
     samples = apart = None
     if v.sample_correlation is not None and v.apart is not None:
         x_v = v.apart * v.second_moment
         more = max(v.sample_correlation * v.second_moment - x_v, 0.0)
-        samples = correlated(x_v + more * mean["s"] + leaning(q.sample_correlation), second)
-        apart = correlated(x_v + more * mean["x"] + leaning(q.apart), second)
+        samples = correlated(x_v + more * mean["s"] + leant(q.sample_correlation), second)
+        apart = correlated(x_v + more * mean["x"] + leant(q.apart), second)
     return Signal(v.mean, second, positions, samples, v.odd_in, v.one_sided, roles,
                   _by_query(look, uneven, len(shape), second - free * (own + tilt), free),
                   cross_correlation=apart)  # fmt: skip

@@ -2,7 +2,7 @@
 
 With K the inner products of tokens less their mean, the overlap is E K_ij²/(E K_ii)² over pairs of
 different tokens: 1/n for tokens in random directions of n dimensions, more where they lie in fewer,
-as sinusoids by position or windows that share most of their input do. Attention leans towards keys
+as sinusoids by position do. Attention leans towards keys
 that are alike by as much, and so does the gradient of its queries (theory.md 9).
 
 It has a part by chance, which a window averages over what it covers, and one by place, which it
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -113,8 +112,7 @@ def _of(
     if node.op == "linear" and width:
         return Overlap(x.chance + 1 / width, x.place)
     if node.op == "conv" and width:
-        taps, near = _windows(graph, node)
-        return Overlap(x.chance / taps + 1 / width, min(x.place + near, 1.0))
+        return Overlap(x.chance / _taps(graph, node) + 1 / width, x.place)
     if node.op == "dropout" and graph.mode == "train" and node.attributes.get("training", True):
         keep = 1 - float(str(node.attributes.get("p", 0.5)))
         return Overlap(x.chance * keep**2, x.place * keep**2, x.fresh)
@@ -163,7 +161,7 @@ def _summed(
     for o, v in ((x, node.inputs[0]), (y, node.inputs[1])):
         s = signals.get(v or "", UNKNOWN_SIGNAL)
         if v in graph.static:
-            o = _of_rows(graph, v, s)
+            o = _of_rows(graph, v)
             if o is None:
                 continue  # a bias: the same everywhere
         if o is None or s.second_moment is None or s.position_correlation is None:
@@ -185,35 +183,66 @@ def _summed(
 
 def _of_table(graph: LayerGraph, node: Node, width: int | None) -> Overlap | None:
     """Rows of a table: of tokens at random, two are the same one in so many; of places, none."""
-    parameter, rows = graph.parameter(node.inputs[1]), graph.shape(node.inputs[1])
-    if parameter is None or not width or rows is None or not rows[0]:
+    rows = graph.shape(node.inputs[1])
+    if not width or rows is None or not rows[0]:
         return None
     places = usual(graph, node.inputs[0])
-    if parameter.law is not None and parameter.law.family == "deterministic":
-        if places is None or parameter.load is None or math.prod(parameter.shape) > _LARGEST_TABLE:
-            return Overlap(1 / width, fresh=True)
-        table = np.asarray(parameter.load(), np.float64)
-        each = places[0] if places.ndim > 1 else places
-        return Overlap(0.0, _of_array(table[each.reshape(-1)]), fresh=True)
+    known = _rows_of(graph, node.output)
+    if known is not None:
+        return Overlap(0.0, _of_array(known[0] if known.ndim > 2 else known), fresh=True)
     return Overlap(1 / width, 0.0 if places is not None else 1 / rows[0], fresh=True)
 
 
-def _of_rows(graph: LayerGraph, value: str | None, s: Signal) -> Overlap | None:
+def _of_rows(graph: LayerGraph, value: str | None) -> Overlap | None:
     """What is added of a table by place [..., positions, features]; None where no two rows are."""
-    shape, parameter = graph.shape(value), graph.parameter(value)
+    shape = graph.shape(value)
     if shape is None or len(shape) < 2 or shape[-1] is None or shape[-2] is None or shape[-2] < 2:
         return None
     if math.prod(n or 1 for n in shape[:-2]) != 1:
         return None
-    known = graph.constant(value)
-    if (known is None and parameter is not None and parameter.load is not None
-            and (parameter.law is None or parameter.law.family == "deterministic")
-            and math.prod(parameter.shape) <= _LARGEST_TABLE):  # fmt: skip
-        known = np.asarray(parameter.load())
+    known = _rows_of(graph, value)
     if known is None:
         return Overlap(1 / shape[-1], fresh=True)
-    table = np.broadcast_to(known.astype(np.float64), [n or 1 for n in shape])
+    table = np.broadcast_to(known, [n or 1 for n in shape])
     return Overlap(0.0, _of_array(table.reshape(shape[-2], shape[-1])), fresh=True)
+
+
+def _rows_of(graph: LayerGraph, value: str | None, deep: int = 0) -> Floats | None:
+    """The elements of a table that is not random, or of some of its rows; None of others."""
+    node, size = graph.producer.get(value or ""), graph.values[value].size if value else None
+    if value is None or size is None or size > _LARGEST_TABLE or deep > 16:
+        return None
+    known, parameter = graph.constant(value), graph.parameter(value)
+    if known is not None:
+        return known.astype(np.float64)
+    if parameter is not None:
+        random = parameter.law is not None and parameter.law.family != "deterministic"
+        if random or parameter.load is None:
+            return None
+        return np.asarray(parameter.load(), np.float64)
+    if node is None or node.op not in ("embedding", "slice", "identity", "cast", "reshape",
+                                       "expand"):  # fmt: skip
+        return None
+    shape = graph.shape(value)
+    if node.op == "embedding":
+        table, places = _rows_of(graph, node.inputs[1], deep + 1), usual(graph, node.inputs[0])
+        if table is None or places is None or places.size == 0:
+            return None
+        inside = 0 <= places.min() <= places.max() < len(table)
+        return table[places.astype(np.int64)] if inside else None
+    before = _rows_of(graph, node.inputs[0], deep + 1)
+    if before is None or shape is None or None in shape:
+        return None
+    sizes = [n or 1 for n in shape]
+    if node.op == "slice":
+        cuts = [slice(None)] * before.ndim
+        for axis, start, end, step in zip(*(node.attributes[k] for k in (
+                "axes", "starts", "ends", "steps")), strict=True):  # fmt: skip
+            cuts[axis] = slice(start, end, step)
+        before = before[tuple(cuts)]
+    if before.size != math.prod(sizes):
+        return np.broadcast_to(before, sizes) if node.op == "expand" else None
+    return before.reshape(sizes)
 
 
 def _of_array(rows: Floats) -> float:
@@ -231,32 +260,8 @@ def _of_array(rows: Floats) -> float:
         level * level)  # fmt: skip
 
 
-def _windows(graph: LayerGraph, node: Node) -> tuple[int, float]:
-    """How many places a window covers, and the overlap of windows that share some of them."""
-    weight, out = graph.shape(node.inputs[1]), graph.shape(node.output)
-    if weight is None or out is None or None in weight[2:] or None in out[2:]:
-        return 1, 0.0
-    kernel = tuple(n or 1 for n in weight[2:])
-    strides = node.attributes.get("stride", ())
-    steps = tuple(int(str(s)) for s in strides) if isinstance(strides, tuple) else ()
-    if len(steps) != len(kernel):
-        steps = (1,) * len(kernel)
-    sizes = tuple(n or 1 for n in out[2:])
-    return math.prod(kernel), _sharing(kernel, steps, sizes)
-
-
-@lru_cache(maxsize=256)
-def _sharing(kernel: tuple[int, ...], steps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
-    """Of windows over independent places: c = Π (1 − distance·stride/kernel) or 0."""
-    means, squares, places = 1.0, 1.0, math.prod(sizes)
-    for k, step, n in zip(kernel, steps, sizes, strict=True):
-        lag = np.arange(n)
-        c = np.maximum(1 - lag * step / k, 0.0)
-        pairs = np.where(lag == 0, n, 2 * (n - lag)) / n**2
-        means *= float(c @ pairs)
-        squares *= float((c * c) @ pairs)
-    if places < 2 or means >= 1:
-        return 0.0
-    off = (places * squares - 1) / (places - 1)  # of different places
-    mean = (places * means - 1) / (places - 1)
-    return max(off - mean * mean, 0.0) / (1 - mean) ** 2
+def _taps(graph: LayerGraph, node: Node) -> int:
+    """How many places a window covers: each by weights of its own, so that two windows have
+    nothing in common where they cover the same."""
+    weight = graph.shape(node.inputs[1])
+    return math.prod(n or 1 for n in weight[2:]) if weight is not None else 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from archlint.graph.model import Array, LayerGraph, Node, Parameter
 from archlint.graph.ops import attribute
@@ -159,7 +160,11 @@ def row_correlation(parameter: Parameter, rows: Array | None = None) -> float | 
     size = math.prod(parameter.shape)
     if parameter.load is None or not 0 < size <= _LARGEST_TABLE:
         return None
-    table = np.asarray(parameter.load(), dtype=np.float64)
+    return between_rows(np.asarray(parameter.load(), dtype=np.float64), rows)
+
+
+def between_rows(table: npt.NDArray[np.float64], rows: Array | None = None) -> float | None:
+    """The same of its elements."""
     if table.ndim == 4 and table.shape[0] == 1:
         table = np.moveaxis(table, 1, -1)
     table = table.reshape(-1, table.shape[-1])
@@ -183,6 +188,9 @@ def of_constant(array: Array) -> Signal:
     mean, second = float(finite.mean()), float(np.square(finite).mean())
     side = int(finite.min() >= 0) - int(finite.max() <= 0)
     correlation = 1.0 if second == 0 else min(mean * mean / second, 1.0)
+    if array.ndim > 1 and array.dtype.kind not in "iub" and (
+            finite.size == array.size <= _LARGEST_TABLE):  # fmt: skip
+        correlation = between_rows(numbers) or correlation
     return Signal(mean, second, correlation, 1.0, (), side, roles,
                   cross_correlation=correlation)  # fmt: skip
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
 
 from archlint.signal.attention import (
     bias_variance,
+    differing,
+    leaning,
     logits_of,
     participation,
     seen_by,
     shared_participation,
     token_overlap,
 )
-from archlint.signal.gaussian import Floats, nodes_and_weights
+from archlint.signal.gaussian import Floats
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -146,8 +145,8 @@ def _heads(shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) ->
 @dataclass(frozen=True, slots=True)
 class _Weights:
     """Of the softmax over queries: Σ_j p² (``own``), Σ_j p p′ of two queries (``other``),
-    Σ_j p²·(1 − 2p + Σp²) (``free``: what is left of it for differences between keys), (1 − Σp²)²
-    (``flat``), and p² by query and key as the mask alone would have it."""
+    Σ_j p²·(1 − 2p + Σp²) (``free``: what is left of it for differences between keys), what counts
+    of tokens that overlap (``flat``), and p² by query and key as the mask alone would have it."""
 
     own: float
     other: float
@@ -170,49 +169,9 @@ def _weights(step: Back, content: float, queries: int, keys: int) -> _Weights:
         here = sum(participation(v, n) for v in levels) / 2
         own += here * rows
         free += sum(differing(v, n) for v in levels) / 2 * rows
-        flat += (1 - here) ** 2 * rows
+        flat += sum(leaning(v, n)[1] for v in levels) / 2 * rows
         other += shared_participation(here, n, alike) * pairs * look.pairs
     return _Weights(own, other, free, flat, look.squares)
-
-
-def differing(variance: float, keys: float) -> float:
-    """E Σ_j p_j²·(1 − 2p_j + Σp²) of a softmax over independent normal logits: the mean square of
-    p∘(a − Σ p a) for a of unit variance."""
-    if keys <= 1:
-        return 0.0
-    if variance <= 0:
-        return (1 - 1 / keys) / keys
-    if keys < 2:  # in proportion to what it is without a variance
-        return 4 * (1 - 1 / keys) / keys * differing(variance, 2.0)
-    return _differing(float(f"{min(variance, 144.0):.3g}"), keys)
-
-
-@lru_cache(maxsize=16384)
-def _differing(variance: float, keys: float) -> float:
-    """By E[f/(Σe^l)^k] = ∫ λ^{k−1}/Γ(k) E[f e^{−λΣe^l}] dλ with λ = e^t, term by term."""
-    step, rest, second, third, fourth = _laplace(
-        variance, max(1 << (math.ceil(keys) - 1).bit_length(), 64)
-    )
-    with np.errstate(under="ignore"):
-        one, two = np.exp((keys - 1) * rest), np.exp((keys - 2) * rest)
-    values = keys * one * (second - third + fourth / 6) + keys * (keys - 1) * two * second**2 / 6
-    return float(max(np.sum(values) * step, 0.0))
-
-
-@lru_cache(maxsize=1024)
-def _laplace(variance: float, most: int) -> tuple[float, Floats, Floats, Floats, Floats]:
-    """ln E e^{−λe^l} and E (λe^l)^k e^{−λe^l}, k = 2, 3, 4, for λ = e^t at equidistant t that are
-    enough for up to ``most`` keys; and the step of t. A causal mask asks for every number."""
-    s = math.sqrt(variance)
-    z, w = nodes_and_weights(())
-    reach = s * math.sqrt(2 * math.log(most) + 1) + 2 * s
-    t = np.linspace(-math.log(most) - variance / 2 - 12 - reach, reach + 4, 400)
-    with np.errstate(over="ignore", under="ignore"):
-        e = np.exp(np.minimum(t[:, None] + s * z[None, :], 700))
-        gone = np.exp(-np.minimum(e, 745))
-        rest = np.log(np.maximum(gone @ w, 1e-300))
-        second, third, fourth = ((np.minimum(e, 1e3) ** k * gone) @ w for k in (2, 3, 4))
-    return float(t[1] - t[0]), rest, second, third, fourth
 
 
 def _to_values(
