@@ -106,11 +106,12 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
     last: dict[tuple[str, tuple[int | None, ...] | None], Node] = {}
     for node in graph.nodes:
         for path in _paths(node.module):
-            last[path, graph.shape(node.output)] = node
+            if _leaves(graph, node, path):
+                last[path, graph.shape(node.output)] = node
     at: dict[str, tuple[float | None, float | None]] = {}
     for path, figure in figures.items():
-        # a module's output is the last value of its shape; none is where it became part of
-        # another op, such as a bias that is added to the logits of a fused attention
+        # a module's output is the last value of its shape that is read elsewhere; none is where it
+        # became part of another op, such as a bias that is added to the logits of a fused attention
         made = last.get((path, tuple(figure.shape)))
         if made is None or figure.second_moment is None:
             continue
@@ -140,6 +141,14 @@ def compare(case: Case, figures: Mapping[str, Figures], graph: LayerGraph | None
                     if all(signals.get(v, UNKNOWN_PREDICTION).known for v in carriers):
                         result.first_unknown[node.op if node.known else node.source_op] += 1
     return result
+
+
+def _leaves(graph: LayerGraph, node: Node, path: str) -> bool:
+    """Whether what a node of a module makes is read outside, or by nothing else at all: statistics
+    that a module keeps of what it hands on are not its output."""
+    readers = [r.module for v in node.outputs for r in graph.consumers.get(v, ())]
+    outside = any(m != path and not m.startswith(f"{path}.") for m in readers)
+    return outside or not readers or any(v in graph.outputs for v in node.outputs)
 
 
 def _paths(module: str) -> Iterator[str]:
