@@ -14,6 +14,7 @@ import numpy as np
 from archlint.graph.model import LayerGraph
 from archlint.signal.backward.neighbours import with_neighbours
 from archlint.signal.backward.normalisation import channel_variations
+from archlint.signal.backward.reuse import Ties
 from archlint.signal.dependence import Dependence
 from archlint.signal.dominators import Dominators
 from archlint.signal.elementwise import cross_terms, dependent
@@ -84,18 +85,19 @@ def gradients(
         dependence.follow(node, signals)
     paths = _Paths(graph, signals, dependence)
     passes = _Passes(graph)
+    ties = Ties(graph, signals, dependence)
     for node in reversed(graph.nodes):
         for out in node.outputs:
-            g = _sum(graph, out, arriving.pop(out, []), sources)
+            g = _sum(graph, out, arriving.pop(out, []), sources, ties)
             if any(isinstance(key, Mixed) for key in g.origin) and out in passes.values:
                 sources[f"value:{out}"] = g  # what is before gets all of its gradient from here
                 g = g.but(origin={f"value:{out}": 1.0})
             found[out] = g
         step = Back(graph, node, signals, dependence, tuple(found[out] for out in node.outputs),
                     variations)  # fmt: skip
-        _hand_on(step, arriving, sources, edges, paths)
+        _hand_on(step, arriving, sources, edges, paths, ties)
     for value in graph.inputs:
-        found[value] = _sum(graph, value, arriving.pop(value, []), sources)
+        found[value] = _sum(graph, value, arriving.pop(value, []), sources, ties)
     if edges is not None:
         edges.profiles.update((value, g.profile) for value, g in found.items() if g.profile)
     return found
@@ -131,7 +133,7 @@ def _of_positions(g: Gradient, x: Signal, shape: Sequence[int | None] | None) ->
 
 def _hand_on(
     step: Back, arriving: dict[str, list[Gradient]], sources: _Sources, edges: Edges | None,
-    paths: _Paths,
+    paths: _Paths, ties: Ties,
 ) -> None:  # fmt: skip
     """Add what a node's inputs get from it."""
     graph, node = step.graph, step.node
@@ -160,6 +162,7 @@ def _hand_on(
         own = f"{node.id}:{i}"
         if own in g.origin:
             sources[own] = _beside(g, own, sources)
+            ties.follow(step, i, g, sources)
         if edges is not None and g.second_moment is not None:
             edges.back[node.id, i] = g.second_moment
         arriving.setdefault(value, []).append(g)
@@ -230,7 +233,9 @@ class _Paths:
             yield value, unbroadcast(replace(step, node=node), g, 0)
 
 
-def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sources) -> Gradient:
+def _sum(
+    graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sources, ties: Ties
+) -> Gradient:  # fmt: skip
     """What several readers of a value send back. E(Σg)² = Σ E g² + Σ_{i≠j} E g_i g_j, and two of
     them have in common what comes from one source by a_i and a_j: Σ_s a_is a_js E g_s²."""
     parts = [g for g in parts if not g.zero]
@@ -263,7 +268,7 @@ def _sum(graph: LayerGraph, value: str, parts: Sequence[Gradient], sources: _Sou
         if both:
             cross += both
             common.append((sources[s if isinstance(s, str) else s.source], both))
-    second = max(total + cross, 0.0)
+    second = max(total + cross + ties.between(parts, sources), 0.0)
     if len({len(g.along) for g in parts}) > 1 or second <= 0:
         return Gradient(second, (None,) * rank, origin=_strongest(origin, sources))
     along = tuple(

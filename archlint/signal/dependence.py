@@ -11,9 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS
 from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Signal
+
+Floats = npt.NDArray[np.float64]
 
 # Ops after which an element is still a function of one element (up to its place) of its inputs.
 _ELEMENTWISE = frozenset(
@@ -108,6 +113,7 @@ class Dependence:
         self._steps = 0
         self.remembered: dict[object, object] = {}  # what is worked out of values once
         self._same: dict[str, str] = {}  # value -> the first that is computed in the same way
+        self.pairs: dict[tuple[str, str], Floats | None] = {}  # (signal.reuse)
 
     def sources(self, value: str) -> Sources:
         """What the elements of a value are functions of; itself where nothing else is known."""
@@ -250,6 +256,18 @@ class Dependence:
                 if parameter is not None:
                     found.setdefault(parameter, i)
         return found
+
+    @cached_property
+    def reused(self) -> bool:
+        """Whether a layer's random weights are used for more than one tensor."""
+        for value in self.graph.values.values():
+            parameter = self.graph.parameter(value.id)
+            if parameter is None or parameter.law is None or not parameter.law.random:
+                continue
+            readers = self.graph.consumers.get(value.id, ())
+            if sum(n.op in ("linear", "conv", "conv_transpose") for n in readers) > 1:
+                return True
+        return False
 
     def number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
         """What all elements of a value are, such as a weight's that starts at one number."""

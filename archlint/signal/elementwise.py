@@ -13,6 +13,7 @@ from archlint.signal.laws import NODES, WEIGHTS, Law, Series
 from archlint.signal.masks import MASKED
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
 from archlint.signal.ranking import normalised
+from archlint.signal.reuse import with_reuse
 from archlint.signal.rotation import rotated
 from archlint.signal.squares import (
     before_root,
@@ -217,7 +218,7 @@ def _add(step: Step) -> Signal:
             a, b = (shown, b) if i == 0 else (a, shown)
             if not shown.second_moment:  # a mask alone
                 return added(a, b, sign).but(shared=step.signal(1 - i).shared)
-    return added(a, b, sign)
+    return with_reuse(step, added(a, b, sign), sign)
 
 
 def _of_dependent(step: Step) -> Signal:
@@ -225,7 +226,7 @@ def _of_dependent(step: Step) -> Signal:
     sign, else as functions of what they have in common (signal.joint)."""
     if not cross_terms(step):
         sign = 1.0 if step.node.op == "add" else -1.0
-        return added(aligned(step, 0), aligned(step, 1), sign)
+        return with_reuse(step, added(aligned(step, 0), aligned(step, 1), sign), sign)
     return together(step) or Signal(roles=step.signal(0).roles)
 
 

@@ -31,6 +31,7 @@ from archlint.signal.moments import UNKNOWN_SIGNAL, Group, Role, Signal
 from archlint.signal.neighbours import Field, Mixing, passed
 from archlint.signal.normalisation import feature_mean_square
 from archlint.signal.parts import parts_profile, taken, weighted_mean
+from archlint.signal.reuse import Reuse, plus
 from archlint.signal.transfer import Step, correlated
 
 _MOST_OPENED = 64  # nodes that are taken apart
@@ -764,7 +765,17 @@ class _Algebra:
             x = next((signals[r] for r in term.factors), None)
             terms.append(Signal(n, n * n, 1.0, 1.0, one_sided=(n > 0) - (n < 0),
                                 cross_correlation=1.0) if x is None else scaled(x, n))  # fmt: skip
-        return reduce(added, terms, Signal(0.0, 0.0, 1.0, 1.0, cross_correlation=1.0))
+        whole = reduce(added, terms, Signal(0.0, 0.0, 1.0, 1.0, cross_correlation=1.0))
+        if not self.dependence.reused:
+            return whole
+        reuse = Reuse.of(self.step)
+        single = [(t.number, next(iter(t.factors))) for t in expression if t.factors]
+        for (m, a), (n, b) in combinations(single, 2):
+            if {a, b} & self.virtual.keys() or a.axis >= 0 or b.axis >= 0:
+                continue
+            found = reuse.beyond_means(a.value, b.value)
+            whole = whole if found is None else plus(whole, 2 * m * n * found)
+        return whole
 
     def _after_pools(self, expression: Expression, signals: Mapping[Place, Signal]) -> Signal:
         """The same where some have been through pools, root by root: Σ n_i n_j E[(M_i r)(M_j r)′]

@@ -14,7 +14,6 @@ borders included: exact where K does not depend on the place.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,11 +200,17 @@ def _cut(values: Floats, reach: Sequence[int]) -> Floats:
 
 def _widened(x: Field, reach: Sequence[int]) -> Floats:
     """K as an array that reaches further."""
-    pad = [(r - n // 2, r - n // 2) for n, r in zip(x.values.shape, reach, strict=True)]
-    return np.pad(x.values, pad, constant_values=x.far)
+    shape = x.values.shape
+    if all(r == n // 2 for r, n in zip(reach, shape, strict=True)):
+        return x.values
+    found = np.full([2 * r + 1 for r in reach], x.far)
+    inner = tuple(slice(r - n // 2, r + n // 2 + 1) for r, n in zip(reach, shape, strict=True))
+    found[inner] = x.values
+    return found
 
 
-def _there(sizes: Sequence[int], shape: Sequence[int]) -> Floats:
+@lru_cache(maxsize=512)
+def _there(sizes: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
     """How many pairs of places each displacement has."""
     counts = [n - np.abs(np.arange(-(w // 2), w // 2 + 1)).astype(np.float64)
               for n, w in zip(sizes, shape, strict=True)]  # fmt: skip
@@ -237,7 +242,7 @@ def passed(x: Field, one: Mixing, two: Mixing | None = None) -> Field:
         beside = np.moveaxis(np.tensordot(table, beside, (1, a)), 0, a)
     values = x.far * _outer(rows) + beside
     whole = x.far * totals + float((_outer(columns) * near).sum())
-    there = _there(sizes, values.shape)
+    there = _there(tuple(sizes), values.shape)
     rest = math.prod(sizes) ** 2 - float(there.sum())
     if two is not one:
         values = (values + np.flip(values)) / 2
@@ -339,31 +344,59 @@ class Displaced(Mapping[str, Signal]):
         return len(self._signals)
 
 
+_MOST_NODES = 10  # displacements at which what varies smoothly with them is worked out
+
+
 def of_each(
     fields: Sequence[Nearby], evaluate: Callable[[tuple[int, ...] | None], float | None]
 ) -> Nearby | None:
     """What neighbours have in common in a function of tensors that tell them apart: ``evaluate`` at
-    every displacement, and far from each other (None); once where all of them are the same."""
+    the displacements, and far from each other (None). Once where all of them are the same, and
+    where many differ at some, which the others lie between."""
     axes = fields[0].axes
     fields = [f for f in fields if f.axes == axes]
     far = evaluate(None)
     if far is None:
         return None
     reach = [max(f.values.shape[a] // 2 for f in fields) for a in range(len(axes))]
-    values = np.ones([2 * r + 1 for r in reach])
-    known: dict[tuple[float, ...], float | None] = {}
-    for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
-        if shift <= (0,) * len(axes):  # the other half is the same
-            continue
-        key = tuple(round(f.at(shift), 3) for f in fields)
-        if key not in known:
-            known[key] = evaluate(shift)
-        c = known[key]
-        if c is None:
+    shape = [2 * r + 1 for r in reach]
+    level = np.zeros(shape)
+    key = np.zeros(shape, np.int64)
+    for f in fields:
+        wide = _widened(Field((), f.values, f.far), reach)
+        level += wide / len(fields)
+        key = key * 4003 + np.round(wide * 1000).astype(np.int64)
+    middle = key.size // 2
+    _, first, place = np.unique(key.ravel()[: middle + 1], return_index=True, return_inverse=True)
+    order = np.argsort(level.ravel()[first], kind="stable")
+    levels = level.ravel()[first][order]
+    chosen = np.arange(levels.size)
+    if levels.size > _MOST_NODES:
+        at = levels[0] + (levels[-1] - levels[0]) * np.linspace(0, 1, _MOST_NODES)
+        chosen = np.unique(np.searchsorted(levels, at).clip(0, levels.size - 1))
+    found = np.empty(chosen.size)
+    for i, node in enumerate(chosen):
+        flat = int(first[order[node]])
+        shift = tuple(int(n) - r for n, r in zip(np.unravel_index(flat, shape), reach, strict=True))
+        value = 1.0 if flat == middle else evaluate(shift)
+        if value is None:
             return None
-        for sign in (1, -1):
-            values[tuple(r + sign * d for r, d in zip(reach, shift, strict=True))] = c
+        found[i] = value
+    made = np.empty(levels.size)
+    made[order] = found if chosen.size == levels.size else np.interp(levels, levels[chosen], found)
+    half = made[place.ravel()]
+    half[middle] = 1.0
+    values = np.concatenate([half, half[-2::-1]]).reshape(shape)
     return Field((2**30,) * len(axes), values, far).nearby(axes)
+
+
+def multiplied(a: Nearby, b: Nearby) -> Nearby | None:
+    """Of a product of independent factors."""
+    reach = [max(n, m) // 2 for n, m in zip(a.values.shape, b.values.shape, strict=True)]
+    values = _widened(Field((), a.values, a.far), reach) * _widened(
+        Field((), b.values, b.far), reach
+    )
+    return Field((2**30,) * len(a.axes), values, a.far * b.far).nearby(a.axes)
 
 
 def transposed(x: Nearby, order: object) -> Nearby | None:

@@ -11,7 +11,7 @@ import numpy as np
 from archlint.graph.ops import OPS
 from archlint.signal.gradient import BACKWARD, Back, Gradient
 from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby
-from archlint.signal.neighbours import REACH, Displaced, along_line, of_each, transposed
+from archlint.signal.neighbours import REACH, Displaced, along_line, multiplied, of_each, transposed
 
 _MIX_POSITIONS = frozenset({"avg_pool", "adaptive_avg_pool", "resize"})  # that tell themselves
 _BY_ELEMENT = frozenset({"activation", "arithmetic", "random"})
@@ -53,20 +53,23 @@ def _of_input(step: Back, nearby: Nearby, i: int, found: Gradient) -> Nearby | N
 
 
 def _by_element(step: Back, nearby: Nearby, i: int) -> Nearby | None:
-    """Neighbour by neighbour: the node's own rule with what these two have in common."""
+    """Neighbour by neighbour: what two gradients have in common times what two of what they are
+    multiplied with do, by the node's own rule."""
     axes, backward = nearby.axes, BACKWARD[step.node.op]
     inputs = [step.signals.get(v or "", UNKNOWN_SIGNAL).nearby for v in step.node.inputs]
-    fields = [nearby, *(x for x in inputs if x is not None and x.axes == axes)]
+    fields = [x for x in inputs if x is not None and x.axes == axes]
+    along = tuple(1.0 if a in axes else d for a, d in enumerate(step.gradient.along))
+    arriving = (step.gradient.but(along=along, nearby=None),)
 
     def evaluate(shift: tuple[int, ...] | None) -> float | None:
-        c = nearby.at(shift)
-        along = tuple(c if a in axes else d for a, d in enumerate(step.gradient.along))
-        arriving = (step.gradient.but(along=along, nearby=None),)
         signals = Displaced(step.signals, axes, shift)
         found = backward(replace(step, arriving=arriving, signals=signals))[i]
         return None if found is None or len(found.along) <= axes[0] else found.along[axes[0]]
 
-    return of_each(fields, evaluate)
+    slopes = of_each(fields, evaluate) if fields else None
+    if slopes is None and (factor := evaluate(None)) is not None:
+        slopes = Nearby(axes, np.ones((1,) * len(axes)), factor)
+    return None if slopes is None else multiplied(nearby, slopes)
 
 
 def _spaced(nearby: Nearby, steps: Sequence[int]) -> Nearby | None:
