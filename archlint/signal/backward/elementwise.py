@@ -375,9 +375,10 @@ def _div(step: Back) -> list[Gradient | None]:
     if number:
         return [unbroadcast(step, scaled(g, 1 / number), 0)]
     a, y = step.signal(0), step.out_signal()
-    if not a.second_moment or y.second_moment is None:
+    start = step.dependence.number(step.value(1) or "", step.signals)  # such as a temperature's
+    if y.second_moment is None or not (start or a.second_moment):
         return [UNKNOWN_GRADIENT, UNKNOWN_GRADIENT]
-    inverse = y.second_moment / a.second_moment
+    inverse = 1 / start**2 if start else y.second_moment / (a.second_moment or math.nan)
     above = times(g, inverse, broadcast_along(step, 1) or None, math.sqrt(inverse))
     below = times(g, inverse * y.second_moment, along_of(y, step.out_shape()))
     return [unbroadcast(step, above, 0), unbroadcast(step, below, 1)]
