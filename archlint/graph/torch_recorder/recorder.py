@@ -185,6 +185,7 @@ _FOLLOW = frozenset(  # factories that take the device of their first argument
 _FILLED = frozenset(  # of them, what takes no more than the shape and type of its first argument
     ["zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"]
 )
+_SHAPED = frozenset(("expand_as", "view_as", "reshape_as", "type_as"))  # of the second, no more
 _FROM_DATA = frozenset(("tensor", "as_tensor", "asarray", "new_tensor"))
 _TO_PYTHON = frozenset(
     [
@@ -691,10 +692,9 @@ class Recorder(TorchFunctionMode):
         elif self.device == "meta":
             made.pop("generator", None)
         filled = short in _FILLED and bool(args)
+        of = leaves[:1] if short in _SHAPED else leaves[filled:]
         knowable = (
-            short not in _RANDOM
-            and (factory or bool(leaves))
-            and all(self._knows(t) for t in leaves[filled:])
+            short not in _RANDOM and (factory or bool(leaves)) and all(map(self._knows, of))
         )
         known = None
         written = list(tensors_in(_written(args, kwargs))) if _in_place(name, kwargs) else []
@@ -786,9 +786,10 @@ class Recorder(TorchFunctionMode):
         return id(tensor) in self.known
 
     def _known_result(self, func: Any, args: Any, kwargs: Any, filled: bool = False) -> Any:
+        short = name_of(func).name
         if filled and isinstance(args[0], Tensor) and not self._knows(args[0]):
             like = args[0]
-            shape = (0,) if name_of(func).name.startswith("new_") else like.shape
+            shape = (0,) if short.startswith("new_") else like.shape
             if math.prod(shape) > CONSTANT_LIMIT or like.layout != torch.strided:
                 return None
             self.inside = True
@@ -797,7 +798,10 @@ class Recorder(TorchFunctionMode):
             args = (like, *args[1:])
             self.known[id(like)] = like
             self.kept.append(like)
-        args, kwargs = mapped(args, kwargs, lambda t: self.known[id(t)])
+        if short in _SHAPED:
+            args, kwargs = mapped(args, kwargs, self._known_or_shaped)
+        else:
+            args, kwargs = mapped(args, kwargs, lambda t: self.known[id(t)])
         if _asks_for_many(func, args):
             return None
         self.inside = True
@@ -812,6 +816,15 @@ class Recorder(TorchFunctionMode):
         if any(t.numel() > CONSTANT_LIMIT or t.is_sparse for _, t in tensors_in(found)):
             return None
         return found
+
+    def _known_or_shaped(self, tensor: Tensor) -> Tensor:
+        """The known elements; of other tensors no more than shape and type."""
+        known = self.known.get(id(tensor))
+        if known is None:
+            self.inside = True
+            known = torch.empty((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+            self.inside = False
+        return known
 
     def _forget(self, tensor: Tensor) -> None:
         """What shares elements with a tensor that was written to is known no longer."""
