@@ -142,6 +142,15 @@ def alike(sizes: Sequence[int]) -> Pairs:
     return Pairs(tuple(sizes), None, 1.0)
 
 
+def fitting(table: Floats | None, sizes: Sequence[int]) -> Floats | None:
+    """A table by offset if it is one of a map of these sizes; a map of one position may have lost
+    or gained axes."""
+    shape = tuple(map(_length, sizes))
+    if table is None or table.shape == shape:
+        return table
+    return table.reshape(shape) if table.size == math.prod(shape) == 1 else None
+
+
 def _length(size: int) -> int:
     return min(size, REACH + 2)
 

@@ -693,9 +693,7 @@ class Recorder(TorchFunctionMode):
             made.pop("generator", None)
         filled = short in _FILLED and bool(args)
         of = leaves[:1] if short in _SHAPED else leaves[filled:]
-        knowable = (
-            short not in _RANDOM and (factory or bool(leaves)) and all(map(self._knows, of))
-        )
+        knowable = short not in _RANDOM and (factory or bool(leaves)) and all(map(self._knows, of))
         known = None
         written = list(tensors_in(_written(args, kwargs))) if _in_place(name, kwargs) else []
         if knowable:

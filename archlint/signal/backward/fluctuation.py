@@ -56,7 +56,16 @@ from archlint.signal.fluctuation import (
 )
 from archlint.signal.gaussian import Floats, hermite_coefficients, nodes_and_weights
 from archlint.signal.moments import Prediction
-from archlint.signal.offsets import Pairs, alike, apart, around, gathered, mixed, scattered
+from archlint.signal.offsets import (
+    Pairs,
+    alike,
+    apart,
+    around,
+    fitting,
+    gathered,
+    mixed,
+    scattered,
+)
 from archlint.signal.spread import (
     CERTAIN,
     LogLaw,
@@ -203,6 +212,9 @@ class Gradients:
                         sent = rule(self, node, settled[0], i)
                         if sent is not None and sent.alike.sizes != sizes:
                             sent = self.placed(sent, value)
+                        if sent is not None and (sent.lean is not None or sent.uneven is not None):
+                            sent = replace(sent, lean=fitting(sent.lean, sizes),
+                                           uneven=fitting(sent.uneven, sizes))  # fmt: skip
                 arriving.setdefault(value, []).append((weight or 1.0, sent))
         for value in graph.inputs:
             self._settle(value, arriving.pop(value, []), 1)
