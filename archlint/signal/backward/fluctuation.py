@@ -86,7 +86,8 @@ class Back:
     ``alike`` it is at two positions. ``lean`` = Λ − c_g c_a by offset, None where it is zero;
     ``excess``: E g² over what it were without. ``uneven``: E |g(p)|²|g(p′)|² by offset over its
     mean, None where it is the same for all. ``level``: the energy along (1, 1 …) behind an
-    activation, over the mean of all directions, less one."""
+    activation, over the mean of all directions, less one. ``beside``: E⟨g, x⟩⟨g, y⟩ with the other
+    part y of the sum that the value x is a part of, over what E⟨g, x⟩² were without a lean."""
 
     gradient: Fluctuation
     alike: Pairs
@@ -97,6 +98,7 @@ class Back:
     drawn: Drawn | None = None
     met: Met | None = None
     level: float = 0.0
+    beside: float = 0.0
 
     def mean(self, values: Floats) -> float:
         """The mean over pairs of positions of what is given by offset."""
@@ -309,6 +311,11 @@ class Gradients:
         cross = 2 * (1 - squared) * alike.over(lambda c: c * c) / width
         excess = sum(w * g.excess for w, g in parts if g is not None) / total
         lean = _together([(w / total, g.lean) for w, g in parts if g is not None])
+        beside = sum(w / total * g.beside for w, g in parts if g is not None)
+        forward = self.lengths.alike(value)
+        if beside and forward is not None and (forward.places <= 1 or forward.sizes == alike.sizes):
+            z, c = _paired(forward, alike)
+            lean = beside * z * c + (0.0 if lean is None else lean)
         uneven = [g.uneven for _, g in parts if g is not None and g.uneven is not None]
         even = len(uneven) < len(parts) or any(u.shape != uneven[0].shape for u in uneven)
         mean = (
@@ -435,6 +442,7 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         Fluctuation(f.root, f.elasticity, f.own + more + own, fresh, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
         alike, a * (1 - bias), lean, g.excess * excess, sent.uneven, drawn, g.met,
+        0.0, g.beside * (1 - bias),
     )  # fmt: skip
 
 
@@ -557,10 +565,15 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         if g.lean is not None:
             level = float(g.lean.flat[0]) * _alignment(phi, variance)[3]
         drawn = _drawn_through(at, node, phi, variance, width, forward, energy, g)
+    elif negative_slope(phi) is not None:
+        lean, energy, passes, drawn = _rectified(at, node, phi, width, g, behind)
+        excess *= energy
+        near = m.slope_fourth / m.slope / passes if passes > 0 else near
     if negative_slope(phi) == 0.0 and x.mean == 0.0 and share > 0 and not a:
         return Back(f.masked(width / share, 0.5), behind, 0.0, lean, excess, g.uneven, drawn,
-                    g.met, level)  # fmt: skip
+                    g.met, level, g.beside)  # fmt: skip
     law = _masked(phi, x.mean, near, width, share, f.kurtosis, d)
+    beside = g.beside * math.sqrt(max(_alignment(phi, variance)[1], 0.0))
     kurtosis = f.kurtosis * near
     own = CERTAIN
     if a:
@@ -570,7 +583,7 @@ def _activation(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     return Back(
         Fluctuation(f.root, f.elasticity, f.own + law + own + LogLaw(0.0, less), 0.0, kurtosis,
                     kurtosis / (width + kurtosis - 1)),
-        behind, a * e + d, lean, excess, g.uneven, drawn, g.met, level,
+        behind, a * e + d, lean, excess, g.uneven, drawn, g.met, level, beside,
     )  # fmt: skip
 
 
@@ -657,6 +670,33 @@ def _drawn_through(
     tied = min(kept * pair[0] / total, 1.0) if total > 0 else 0.0
     moved = g.drawn.moved(width - 1, *pair, energy, whole - 1)
     return replace(moved, linked=moved.linked * tied)
+
+
+def _rectified(
+    at: Gradients, node: Node, phi: Activation, width: int, g: Back, behind: Pairs
+) -> tuple[Floats | None, float, float, Drawn | None]:
+    """The lean before a piecewise linear φ of what has a mean, E g² over what it were without one,
+    E (gφ′)²/E g², and what is due to S: ⟨gφ′, z⟩ = ⟨g, φ(z)⟩ whatever the law of z."""
+    x, y = (at.lengths.signal(v).second_moment for v in (node.inputs[0], node.output))
+    before, after = (at.predictions[v].grad_second_moment if v in at.predictions else None
+                     for v in (node.inputs[0] or "", node.output))  # fmt: skip
+    passes = before / after if before and after else 0.0
+    one, two = at.lengths.alike(node.inputs[0]), at.lengths.alike(node.output)
+    if not x or not y or passes <= 0 or one is None or two is None:
+        return None, 1.0, passes, None
+    if one.places > 1 and not one.sizes == two.sizes == g.alike.sizes == behind.sizes:
+        return None, 1.0, passes, None
+    z, c = _paired(one, behind)
+    a, d = _paired(two, g.alike)
+    lean = np.zeros_like(z) if g.lean is None or g.lean.shape != z.shape else g.lean
+    whole = 1 / passes  # of the direction of φ(z) all, where φ′ is 0 or 1
+    first = float(lean.flat[0]) / width
+    level = max(1 + first * whole, 1e-3)
+    energy = level / max(1 + first, 1e-3)
+    pair = _kappa(two, g)
+    drawn = None if g.drawn is None or pair is None else g.drawn.moved(
+        width - 1, *pair, energy, whole - 1)  # fmt: skip
+    return (lean + a * d) * (y / x / passes / level) - z * c, energy, passes, drawn
 
 
 @lru_cache(maxsize=4096)
@@ -817,14 +857,19 @@ def _passed(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
 
 @_rule("add", "sub")
 def _add(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
-    """The same gradient; of ⟨g, a + b⟩ each part has its share of E(a + b)², and lean likewise."""
+    """The same gradient. With r = E ab, ⟨g, a⟩ has (E a² + r)/E(a + b)² of what ⟨g, a + b⟩ has by
+    a lean; without one, E⟨g, a⟩⟨g, b⟩ goes as r."""
     whole = at.lengths.signal(node.output).second_moment
-    part = at.lengths.signal(node.inputs[i]).second_moment
-    if not whole or part is None:
-        return replace(g, lean=None, drawn=None)
+    part, other = (at.lengths.signal(node.inputs[k]).second_moment for k in (i, 1 - i))
+    if not whole or not part or other is None:
+        return replace(g, lean=None, drawn=None, beside=0.0)
+    both = (whole - part - other) / 2
     share = min(part / whole, 1.0)
     drawn = None if g.drawn is None else replace(g.drawn, tied=share * g.drawn.tied)
-    return replace(g, lean=None if g.lean is None else g.lean * share, drawn=drawn)
+    lean = None if g.lean is None else g.lean * ((part + both) ** 2 / (part * whole))
+    live = len(carriers(at.graph, node)) > 1
+    return replace(g, lean=lean, drawn=drawn, level=0.0,
+                   beside=g.beside * share + (both / part if live else 0.0))  # fmt: skip
 
 
 @_rule("reduce_mean", "reduce_sum", "adaptive_avg_pool")
