@@ -316,6 +316,14 @@ class Gradients:
         if beside and forward is not None and (forward.places <= 1 or forward.sizes == alike.sizes):
             z, c = _paired(forward, alike)
             lean = beside * z * c + (0.0 if lean is None else lean)
+        drawn = _all_drawn([(w / total, g.drawn) for w, g in parts if g])
+        if lean is not None:  # of which the parts have theirs
+            own = [w * float(g.lean.flat[0]) for w, g in parts if g and g.lean is not None]
+            more = (float(lean.flat[0]) - sum(own) / total) / width
+            excess *= max(1 + more, 0.0)
+            if drawn is not None and more > 0:
+                one = min((drawn.whole + drawn.tied * more) / (1 + more), 1.0)
+                drawn = replace(drawn, whole=one)
         uneven = [g.uneven for _, g in parts if g is not None and g.uneven is not None]
         even = len(uneven) < len(parts) or any(u.shape != uneven[0].shape for u in uneven)
         mean = (
@@ -325,7 +333,7 @@ class Gradients:
         )
         return Back(replace(done, law=done.law + norm_law(cross) + common, kurtosis=3.0,
                             peak=3 / (width + 2)), alike, follows, lean, excess, mean,
-                    _all_drawn([(w / total, g.drawn) for w, g in parts if g]), met)  # fmt: skip
+                    drawn, met)  # fmt: skip
 
     def _met(
         self, value: str, parts: list[tuple[float, Back | None]]
@@ -865,8 +873,9 @@ def _add(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
         return replace(g, lean=None, drawn=None, beside=0.0)
     both = (whole - part - other) / 2
     share = min(part / whole, 1.0)
-    drawn = None if g.drawn is None else replace(g.drawn, tied=share * g.drawn.tied)
-    lean = None if g.lean is None else g.lean * ((part + both) ** 2 / (part * whole))
+    along = (part + both) ** 2 / (part * whole)
+    drawn = None if g.drawn is None else replace(g.drawn, tied=min(along, 1.0) * g.drawn.tied)
+    lean = None if g.lean is None else g.lean * along
     live = len(carriers(at.graph, node)) > 1
     return replace(g, lean=lean, drawn=drawn, level=0.0,
                    beside=g.beside * share + (both / part if live else 0.0))  # fmt: skip
@@ -935,7 +944,8 @@ def _mul(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     """g·b for the gradient of a: what varies of b's length, and the two squares' common part."""
     live = carriers(at.graph, node)
     if len(live) == 1 and node.inputs.count(live[0]) == 1:
-        return replace(g, drawn=None)
+        number = all(at.graph.values[v].size == 1 for v in node.inputs if v and v not in live)
+        return g if number else replace(g, drawn=None)
     if node.op == "div" or len(live) != 2:
         return None
     value, other = node.inputs[i], node.inputs[1 - i]
