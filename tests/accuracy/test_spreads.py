@@ -14,8 +14,7 @@ LIMITS = {"length": 0.2, "gradient": 0.25}
 
 
 def _check(network: Network, draws: int) -> list[str]:
-    """What misses: β by more than the limit and three standard errors, P by three. The gradient's
-    mean through a curved activation is off by up to 0.25 in ln rms at width 64, and P with it."""
+    """What misses: β by more than the limit and three standard errors, P by three."""
     found = rows(network, draws)
     assert {row.what for row in found} == set(LIMITS)
     wrong = []
@@ -23,8 +22,7 @@ def _check(network: Network, draws: int) -> list[str]:
         if row.within > LIMITS[row.what]:
             wrong.append(f"{row.what}: β {row.law.variance:.3f}, found {row.measured.variance:.3f}")
         p, q = row.loses
-        curved = network.family in ("smooth", "gate") and row.what == "gradient"
-        if not curved and abs(p - q) > 3 * row.error_of_loss + 0.02:
+        if abs(p - q) > 3 * row.error_of_loss + 0.02:
             wrong.append(f"{row.what}: P {p:.3f}, found {q:.3f} ± {row.error_of_loss:.3f}")
     return wrong
 
@@ -37,11 +35,12 @@ def test_sample(network: Network) -> None:
     assert _check(network, 400) == []
 
 
-# Where the study misses its limits, by family: what it is off by at most. A ReLU after a sum has a
-# pre-activation that is far from normal; gates of a map's own means tie its positions.
+# Where the study misses its limits, by family: what it is off by at most. SiLU with He's weights
+# is within 0.1 of 2,000 draws, a ReLU after a sum at η = ½ within 0.15; gates of a map's own means
+# tie its positions.
 WIDER = {
-    "length": {"conv": 0.25, "smooth": 0.25},
-    "gradient": {"residual": 0.35, "smooth": 0.3, "gate": 0.3},
+    "length": {"smooth": 0.25},
+    "gradient": {"residual": 0.3, "gate": 0.3},
 }
 
 

@@ -322,8 +322,8 @@ class Gradients:
             more = (float(lean.flat[0]) - sum(own) / total) / width
             excess *= max(1 + more, 0.0)
             if drawn is not None and more > 0:
-                one = min((drawn.whole + drawn.tied * more) / (1 + more), 1.0)
-                drawn = replace(drawn, whole=one)
+                due = min((drawn.whole + drawn.tied * more) / (1 + more), 1.0)
+                drawn = replace(drawn, whole=due)
         uneven = [g.uneven for _, g in parts if g is not None and g.uneven is not None]
         even = len(uneven) < len(parts) or any(u.shape != uneven[0].shape for u in uneven)
         mean = (
