@@ -394,7 +394,7 @@ def over_rows(look: Seen, each: Sequence[float]) -> npt.NDArray[np.float64]:
     assert look.rows is not None
     numbers = np.array([n for n, _, _ in look.groups])
     order = np.argsort(numbers)
-    values = np.log(np.maximum(np.array(each)[order], 1e-300))
+    values = np.log(np.maximum(np.array(each)[order], 1e-9 * max(each) or 1e-300))
     return np.asarray(np.exp(np.interp(np.log(look.rows), np.log(numbers[order]), values)))
 
 

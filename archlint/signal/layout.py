@@ -261,12 +261,41 @@ def _windows_joined(x: Signal, windows: float, positions: int) -> Signal:
     return x.but(position_correlation=within, cross_correlation=apart)
 
 
+def _merged_profile(
+    x: Signal, before: Sequence[int], after: Sequence[int]
+) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Along dimensions that are several samples and positions of before, outer ones first."""
+    found: dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+    if not x.profile:
+        return found
+    start = np.cumprod([1, *before])
+    first = 1
+    for axis, size in enumerate(after):
+        inside = [a for a, n in enumerate(before)
+                  if n > 1 and first <= start[a] and start[a] * n <= first * size]  # fmt: skip
+        first *= size
+        sizes = [before[a] for a in inside]
+        if (len(inside) < 2 or math.prod(sizes) != size or size > _LONGEST_PROFILE
+                or not any(a in x.profile for a in inside)
+                or any(x.roles[a] == "feature" for a in inside)):  # fmt: skip
+            continue
+        whole = np.ones(())
+        for a, n in zip(inside, sizes, strict=True):
+            whole = np.multiply.outer(whole, x.profile.get(a, np.ones(n)))
+        if whole.size == size:
+            found[axis] = whole.reshape(-1)
+    return found
+
+
+_LONGEST_PROFILE = 65536
+
+
 def _kept_profile(
     x: Signal, before: Sequence[int], after: Sequence[int]
 ) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """The profiles of dimensions that a reshape leaves as they are, or splits where the profile is
-    a product over the parts."""
-    found = {}
+    """The profiles of dimensions that a reshape leaves as they are, merges where none of them has
+    features, or splits where the profile is a product over the parts."""
+    found = _merged_profile(x, before, after)
     start = np.cumprod([1, *after])
     for axis, values in x.profile.items():
         size = before[axis]

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from archlint.signal.attention import (
     bias_variance,
     differing,
     leaning,
     logits_of,
+    over_rows,
     participation,
     seen_by,
     shared_participation,
@@ -24,6 +27,7 @@ from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
     Gradient,
+    Profile,
     backwards,
     no_gradient,
     times,
@@ -146,13 +150,17 @@ def _heads(shape: tuple[int | None, ...], keys_shape: tuple[int | None, ...]) ->
 class _Weights:
     """Of the softmax over queries: Σ_j p² (``own``), Σ_j p p′ of two queries (``other``),
     Σ_j p²·(1 − 2p + Σp²) (``free``: what is left of it for differences between keys), what counts
-    of tokens that overlap (``flat``), and p² by query and key as the mask alone would have it."""
+    of tokens that overlap (``flat``), each as the gradient weighs the queries; the gradient of the
+    queries along them (``rows``), and p² by query and key as mask and gradient alone would have it,
+    for values and for keys."""
 
     own: float
     other: float
     free: float
     flat: float
+    rows: Profile | None
     squares: Floats | None
+    squares_free: Floats | None
 
 
 def _weights(step: Back, content: float, queries: int, keys: int) -> _Weights:
@@ -163,15 +171,31 @@ def _weights(step: Back, content: float, queries: int, keys: int) -> _Weights:
     bias = bias_variance(added)[0]
     logits = content + bias
     alike = content / logits * min(max(q.position_correlation or 0.0, 0.0), 1.0) if logits else 0.0
-    own = other = free = flat = 0.0
-    for n, rows, pairs in look.groups:
+    each: list[tuple[float, float, float]] = []
+    other = 0.0
+    for n, _, pairs in look.groups:
         levels = [content * (1 + d) + bias for d in (swing, -swing)]
         here = sum(participation(v, n) for v in levels) / 2
-        own += here * rows
-        free += sum(differing(v, n) for v in levels) / 2 * rows
-        flat += sum(leaning(v, n)[1] for v in levels) / 2 * rows
+        each.append((here, sum(differing(v, n) for v in levels) / 2,
+                     sum(leaning(v, n)[1] for v in levels) / 2))  # fmt: skip
         other += shared_participation(here, n, alike) * pairs * look.pairs
-    return _Weights(own, other, free, flat, look.squares)
+    g = step.gradient
+    size = g.profile.get(len(g.along) - 2)
+    weight = size if size is not None and size.size == queries else np.ones(queries)
+    squares = look.squares * weight[:, None] if look.squares is not None else None
+    if look.rows is None:
+        own, free, flat = (
+            sum(e[i] * rows for e, (_, rows, _) in zip(each, look.groups, strict=True))
+            for i in range(3)
+        )
+        return _Weights(own, other, free, flat, size, squares, squares)
+    owns, frees, flats = (over_rows(look, [e[i] for e in each]) for i in range(3))
+    level = float((frees * weight).mean())
+    return _Weights(
+        float((owns * weight).mean()), other, level, float((flats * weight).mean()),
+        frees * weight / level if level > 0 else size, squares,
+        None if squares is None else squares * (frees / np.maximum(owns, 1e-12))[:, None],
+    )  # fmt: skip
 
 
 def _to_values(
@@ -189,16 +213,16 @@ def _to_values(
     between = (whole / (keys * size) - 1) / (keys - 1) if keys > 1 and size > 0 else 0.0
     rank = step.rank(2)
     along = _like(g, rank, min(max(between, -1.0), 1.0))
-    profile: dict[int, Floats] = {}
-    if p.squares is not None:  # under a causal mask early keys are met by every query after them
-        each = g.profile.get(len(g.along) - 2)
-        weight = p.squares
-        if each is not None and each.size == len(weight):
-            weight = weight * each[:, None]
-        met = weight.sum(axis=0)
-        if met.size == keys and met.mean() > 0 and met.max() > met.min() * (1 + 1e-6):
-            profile[rank - 2] = met / met.mean()
+    profile = _by_key(p.squares, rank, keys)
     return Gradient(second, along, profile, origin=step.source(2))
+
+
+def _by_key(squares: Floats | None, rank: int, keys: int) -> dict[int, Profile]:
+    """What keys get of all queries: under a causal mask the early ones are met by all."""
+    met = squares.sum(axis=0) if squares is not None else np.ones(1)
+    if met.size != keys or met.mean() <= 0 or met.max() <= met.min() * (1 + 1e-6):
+        return {}
+    return {rank - 2: met / met.mean()}
 
 
 def _like(g: Gradient, rank: int, positions: float) -> tuple[float | None, ...]:
@@ -217,7 +241,10 @@ def _to_queries(
     free = p.free + p.flat * token_overlap(step)
     second = scale**2 * spread * k.second_moment * max(1 - shared_k, 0.0) * free
     along = (*(c if c is None else 0.0 for c in g.along[:-1]), 0.0)
-    return Gradient(second, along, dict(g.profile), origin=step.source(0))
+    profile = dict(g.profile)
+    if p.rows is not None:
+        profile[len(g.along) - 2] = p.rows
+    return Gradient(second, along, profile, origin=step.source(0))
 
 
 def _to_keys(
@@ -235,7 +262,7 @@ def _to_keys(
     second = scale**2 * spread * q.second_moment * max(size, 0.0) * heads
     rank = step.rank(1)
     along = (*((0.0,) * (rank - 2)), -1 / max(keys - 1, 1), 0.0)
-    return Gradient(second, along, {}, origin=step.source(1))
+    return Gradient(second, along, _by_key(p.squares_free, rank, keys), origin=step.source(1))
 
 
 @backwards("rotary")
