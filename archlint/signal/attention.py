@@ -295,6 +295,41 @@ def bias_variance(mask: Signal | None) -> tuple[float, float]:
     return max(own, 0.0), min(max(samples, 0.0), 1.0)
 
 
+def _of_channels(step: Step) -> Signal:
+    """Channels that attend to channels by what they are at all N positions: the logits have
+    E l² = scale²·N·E q²·E k²·(1 + (N − 1)ρ_q ρ_k), and what is averaged are features, which share
+    their means alone; two positions are averaged with the same weights."""
+    q, k, v = step.signal(0), step.signal(1), step.signal(2)
+    places, keys = known_size(step.shape(0), (-1,)), known_size(step.shape(1), (-2,))
+    f_k, f_v = k.between_features(len(k.roles) - 2), v.between_features(len(v.roles) - 2)
+    blank = Signal(roles=v.roles)
+    if (places is None or keys is None or f_k is None or f_v is None or step.has(3)
+            or q.second_moment is None or k.second_moment is None or v.second_moment is None
+            or q.position_correlation is None or k.position_correlation is None
+            or step.number("softcap") or step.number("dropout")):  # fmt: skip
+        return blank
+    given = step.attribute("scale")
+    scale = float(given) if isinstance(given, int | float) else 1 / math.sqrt(places)
+    whole = 1 + (places - 1) * q.position_correlation * k.position_correlation
+    logits = scale**2 * places * q.second_moment * k.second_moment * max(whole, 0.0)
+    logits *= max(1 - f_k, 0.0)
+    own = participation(logits, keys)
+    alike = 0.0
+    if q.apart is not None and k.apart is not None and whole > 0:
+        alike = max(((q.sample_correlation or 0.0) * (k.sample_correlation or 0.0)
+                     + (places - 1) * q.apart * k.apart) / whole, 0.0)  # fmt: skip
+    other = shared_participation(own, keys, alike)
+    level, fixed = v.second_moment, v.second_moment * f_v
+    second = fixed + level * (1 - f_v) * own
+
+    def through(c: float | None, weights: float) -> float | None:
+        return None if c is None else correlated(fixed + (c - f_v) * level * weights, second)
+
+    return Signal(v.mean, second, through(v.position_correlation, own),
+                  through(v.sample_correlation, other), v.odd_in, v.one_sided, v.roles,
+                  cross_correlation=through(v.apart, other))  # fmt: skip
+
+
 @transfers("attention")
 def _attention(step: Step) -> Signal:
     """E out² = E v²·(ρ_v + (1 − ρ_v)·(Σp² + s²·o·L)): the part of v that all positions share
@@ -309,6 +344,8 @@ def _attention(step: Step) -> Signal:
     roles = q.roles if len(q.roles) == len(shape or ()) else v.roles
     if shape is None or keys_shape is None:
         return Signal(roles=roles)
+    if v.roles[-2:] == k.roles[-2:] == q.roles[-2:] == ("feature", "position"):
+        return _of_channels(step)
     features, queries = known_size(shape, (-1,)), known_size(shape, (-2,))
     keys = known_size(keys_shape, (-2,))
     p_k, p_v = k.position_correlation, v.position_correlation
