@@ -205,6 +205,8 @@ def _batch_norm(step: Back) -> list[Gradient | None]:
     if step.attribute("training"):
         axes = [0, *range(2, len(shape))]
         found = normalised(step, axes, [shape[a] or 0 for a in axes], True, 1, step.number("eps"))
+        if x.law is not None and x.law is step.out_signal().law:
+            found = found.but(given=step.gradient.given)
         return [found, *_of_scales(step, axes)]
     running = step.signal(4) if step.has(4) else Signal(1.0, 1.0)
     gamma = step.signal(1) if step.has(1) else Signal(1.0, 1.0)
