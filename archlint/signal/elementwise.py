@@ -8,6 +8,7 @@ import numpy as np
 
 from archlint.signal.activations import Activation, activation, composed, leaky_relu
 from archlint.signal.arithmetic import added, aligned, beside_zeros, greater, multiplied, scaled
+from archlint.signal.gaussian import Floats
 from archlint.signal.joint import together
 from archlint.signal.laws import NODES, WEIGHTS, Law, Series
 from archlint.signal.masks import MASKED
@@ -53,6 +54,7 @@ def through(x: Signal, phi: Activation) -> Signal:
         return Signal(roles=x.roles)
 
     mean, second = x.mean, x.second_moment
+    profile, first, level = _uneven(x, phi)
 
     def pair(correlation: float) -> float | None:
         covariance = correlation * second - mean * mean
@@ -60,9 +62,40 @@ def through(x: Signal, phi: Activation) -> Signal:
 
     law = Law(lambda: phi.function(mean + math.sqrt(variance) * NODES)) if variance > 0 else None
     return Signal(
-        m.mean, m.second_moment, None, None, x.odd_in if phi.odd else (),
-        phi.one_sided, x.roles, profile=x.profile if phi.homogeneous else {}, law=law,
+        m.mean * first, m.second_moment * level, None, None, x.odd_in if phi.odd else (),
+        phi.one_sided, x.roles, profile=profile, law=law,
     ).but(**paired(x, pair))  # fmt: skip
+
+
+EVEN = 0.05  # range of a profile that is taken to be flat
+LENGTHS = 7  # lengths at which an activation is looked at
+
+
+def _uneven(x: Signal, phi: Activation) -> tuple[dict[int, Floats], float, float]:
+    """(profile, mean, second moment) of φ over those of even lengths, along each axis of an x whose
+    length differs by place, such as at a padded border. One that is homogeneous changes nothing
+    of the profile and the second moment."""
+    found: dict[int, Floats] = {}
+    if phi.homogeneous or x.second_moment is None or x.mean is None:
+        return dict(x.profile), 1.0, 1.0
+    first = level = 1.0
+    fixed, q = x.mean**2, x.second_moment
+    middle = phi.moments(x.mean, max(q - fixed, 0.0))
+    for axis, values in x.profile.items():
+        low, high = float(values.min()), float(values.max())
+        if high - low < EVEN or middle.second_moment <= 0:
+            continue
+        at = np.linspace(low, high, LENGTHS)
+        made = [phi.moments(x.mean, max(q * float(p) - fixed, 0.0)) for p in at]
+        own = np.interp(values, at, [m.second_moment for m in made])
+        share = float(own.mean()) / middle.second_moment
+        if not math.isfinite(share) or share <= 0:
+            return {}, 1.0, 1.0
+        if middle.mean:
+            first *= float(np.interp(values, at, [m.mean for m in made]).mean()) / middle.mean
+        level *= share
+        found[axis] = own / float(own.mean())
+    return found, first, level
 
 
 def _through_law(x: Signal, law: Law, phi: Activation) -> Signal:

@@ -88,6 +88,7 @@ class Gradient:
     (signal.laws), where a path from there on passes by the value's own size: a stream that is
     rectified twice passes more often where it is great. None where nothing ties the two.
     ``nearby``: where neighbours are more alike than other positions, by how much.
+    ``bend``: dE[g g′]/E g² by the correlation of the two values that it belongs to.
     """
 
     second_moment: float | None = None
@@ -100,6 +101,7 @@ class Gradient:
     origin: Mapping[Key, float] = field(default_factory=dict)
     given: Profile | None = None
     nearby: Nearby | None = None
+    bend: float = 0.0
 
     @property
     def known(self) -> bool:
@@ -336,7 +338,7 @@ def times(
                 shapes[axis] = joint / level
     return g.but(
         second_moment=g.second_moment * factor * share, along=cs, profile=shapes, aligned=None,
-        origin=scaled_origin(g, mean), given=None,
+        origin=scaled_origin(g, mean), given=None, bend=0.0,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from archlint.signal.gaussian import Floats
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.transfer import Step, correlated, count_of, known_size, paired, transfers
 
@@ -83,9 +84,17 @@ def _batch_norm(step: Step) -> Signal:
     square = mean_share * x.second_moment
     result = normalised(step, x, square, dict.fromkeys(_PAIRS, square), eps)
     # Every channel has its own statistics: what differs between channels is evened out.
+    profile = {a: _less_mean(p, mean_share) for a, p in x.profile.items() if a != 1}
     fixed = all(not step.has(i) or step.signal(i).variance == 0.0 for i in (1, 2))
-    return result.but(profile={a: p for a, p in x.profile.items() if a != 1},
-                      law=x.law if fixed else None)  # fmt: skip
+    return result.but(profile=profile, law=x.law if fixed else None)
+
+
+def _less_mean(profile: Floats, share: float) -> Floats:
+    """E(v − m)² by place of a v with E v² = q·r, that has E v m = c·q·r in common with its mean m,
+    E m² = c·q: r(1 − 2c) + c. Where padding leaves less of v it leaves less of what a convolution
+    makes of the mean before it, and that much is then missing of m."""
+    c = min(max(share, 0.0), 0.5)
+    return np.asarray((profile * (1 - 2 * c) + c) / (1 - c), np.float64)
 
 
 def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:

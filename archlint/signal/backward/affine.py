@@ -176,6 +176,7 @@ def _scattered(
     profile = {}
     taps = 1.0
     kept = whole = 1.0
+    read = pairs_read = all_taps = 1.0
     out_count = in_count = 1
     for a, (where, size, length) in enumerate(axes):
         before = g.profile.get(first + a)
@@ -191,6 +192,10 @@ def _scattered(
         if size <= LONGEST_PROFILE and (shape.max() - shape.min()) > 1e-9:
             profile[first + a] = shape
         valid = inside.sum(axis=0).astype(np.float64)  # places that tap t reaches, per t
+        readers = np.bincount(where[inside], minlength=size).astype(np.float64)
+        read *= float(readers.mean())
+        pairs_read *= float((readers**2).mean())
+        all_taps *= where.shape[1]
         kept *= float((valid * valid).sum())
         whole *= float(valid.sum())
         out_count *= length
@@ -203,6 +208,11 @@ def _scattered(
     features = g.along[1] if first == 2 and len(g.along) > 1 else None
     pairs = features if channels > 1 else spots[0] if spots else 0.0
     second = transposed(g, step.signal(1), fan_out, pairs, _is_fixed(step, 1))
+    if g.bend and second is not None and not _is_fixed(step, 1):
+        # Two outputs that read one input by w and w′ have w w′ more in common than others, which
+        # shows in what their slopes share: E[w w′ g g′] = bend·(w w′)²/Σ w².
+        own = all_taps * ((step.shape(1) or ())[1] or 1)
+        second *= 1 + g.bend * max(pairs_read / read - 1, 0.0) / (own + 2)
     along: tuple[Correlation, ...] = (
         g.along[0], 0.0, *(both(c, share) for c in spots)
     ) if len(g.along) > 1 else ()  # fmt: skip

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from archlint.signal.activations import Activation, activation, composed, leaky_relu
 from archlint.signal.arithmetic import added
-from archlint.signal.elementwise import nested, steady_power
+from archlint.signal.elementwise import EVEN, LENGTHS, nested, steady_power
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -69,10 +69,54 @@ def through(g: Gradient, x: Signal, phi: Activation, shape: Sequence[int | None]
         0.0 if c == 0.0 else both(c, pair(d)) for c, d in zip(g.along, outer, strict=True)
     )
     level = slope_mean(phi, x.mean, variance)
+    profile, uneven = _uneven(g, x, phi)
     return Gradient(
-        g.second_moment * factor, along, g.profile, _aligned(g, x, phi, variance, slope, shape),
+        g.second_moment * factor * uneven, along, profile,
+        _aligned(g, x, phi, variance, slope, shape),
         g.chosen, g.window, g.excess, scaled_origin(g, level),
+        bend=_bend(g, x, phi, variance, slope, shape),
     )  # fmt: skip
+
+
+_STEP = 0.1  # of a correlation, for a difference
+
+
+def _bend(
+    g: Gradient, x: Signal, phi: Activation, variance: float, slope: float,
+    shape: Sequence[int | None] | None,
+) -> float:  # fmt: skip
+    """d E[φ′φ′′]/dρ·E[g g′]/E[φ′²]E g² of two positions, at what they have in common."""
+    c = position_of(g, x, shape)
+    if not c or x.position_correlation is None or slope <= 0 or variance <= 0:
+        return 0.0
+    rho = min(max(_centred(x, x.position_correlation), _STEP - 1), 1 - _STEP)
+    above, below = (slope_pair(phi, x.mean or 0.0, variance, rho + d) for d in (_STEP, -_STEP))
+    return c * (above - below) / (2 * _STEP * slope)
+
+
+def _uneven(g: Gradient, x: Signal, phi: Activation) -> tuple[Mapping[int, Profile], float]:
+    """(the gradient's profile, E g² over that of even lengths) behind a φ whose slope depends on
+    x's length, which differs by place."""
+    if phi.homogeneous or x.second_moment is None or x.mean is None:
+        return g.profile, 1.0
+    found, level = dict(g.profile), 1.0
+    fixed, q = x.mean**2, x.second_moment
+    middle = phi.moments(x.mean, max(q - fixed, 0.0)).slope
+    for axis, values in x.profile.items():
+        low, high = float(values.min()), float(values.max())
+        if high - low < EVEN or middle <= 0:
+            continue
+        at = np.linspace(low, high, LENGTHS)
+        slopes = [phi.moments(x.mean, max(q * float(p) - fixed, 0.0)).slope for p in at]
+        own = np.interp(values, at, slopes) / middle
+        before = found.get(axis)
+        joint = own if before is None or before.size != own.size else own * before
+        share = float(joint.mean())
+        if not math.isfinite(share) or share <= 0:
+            return g.profile, 1.0
+        level *= share
+        found[axis] = joint / share
+    return found, level
 
 
 def _through_law(
@@ -262,7 +306,8 @@ def _add(step: Back) -> list[Gradient | None]:
     for i in (0, 1):
         g = unbroadcast(step, step.gradient, i)
         g = g.but(aligned=_share_aligned(step, i), excess=_share_excess(step, i),
-                  origin=scaled_origin(g, signs[i]), given=_share_given(step, i))  # fmt: skip
+                  origin=scaled_origin(g, signs[i]), given=_share_given(step, i),
+                  bend=g.bend * _share(step, i))  # fmt: skip
         found.append(g)
     return found
 
@@ -278,6 +323,12 @@ def _share_aligned(step: Back, i: int) -> Correlation:
     own = None if x.position_correlation is None else _centred(x, x.position_correlation)
     rest = both(c, own)
     return None if rest is None else share * g.aligned + (1 - share) * rest
+
+
+def _share(step: Back, i: int) -> float:
+    """A term's share of a sum's variance."""
+    x, total = step.signal(i).variance, step.out_signal().variance
+    return min(x / total, 1.0) if x is not None and total else 0.0
 
 
 def _share_given(step: Back, i: int) -> Profile | None:

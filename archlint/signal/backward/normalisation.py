@@ -168,11 +168,16 @@ def _size_share(
     spots: set[int],
 ) -> Correlation:  # fmt: skip
     """Σ over the set of E[g x̂ g′x̂′]/E g²: by what aligns the two where it is known (positions of
-    one sample), else as if independent."""
+    one sample, and in proportion to the gradient's own correlation those of two), else as if
+    independent."""
     cs: list[Correlation] = [both(g.along[a], d) for a, d in zip(axes, normal, strict=True)]
     if g.aligned is not None:
         cs = [g.aligned if a in spots and g.along[a] != 0.0 else c
               for a, c in zip(axes, cs, strict=True)]  # fmt: skip
+        own = max((g.along[a] or 0.0 for a in axes if a in spots), default=0.0)
+        across = g.along[0] if 0 in axes and 0 not in spots else None
+        if across and abs(across) <= own:
+            cs[list(axes).index(0)] = g.aligned * across / own
     return together(sizes, cs)
 
 
@@ -207,6 +212,7 @@ def _batch_norm(step: Back) -> list[Gradient | None]:
         found = normalised(step, axes, [shape[a] or 0 for a in axes], True, 1, step.number("eps"))
         if x.law is not None and x.law is step.out_signal().law:
             found = found.but(given=step.gradient.given)
+        found = found.but(bend=step.gradient.bend)
         return [found, *_of_scales(step, axes)]
     running = step.signal(4) if step.has(4) else Signal(1.0, 1.0)
     gamma = step.signal(1) if step.has(1) else Signal(1.0, 1.0)
