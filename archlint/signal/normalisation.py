@@ -90,11 +90,17 @@ def _batch_norm(step: Step) -> Signal:
 
 
 def _less_mean(profile: Floats, share: float) -> Floats:
-    """E(v − m)² by place of a v with E v² = q·r, that has E v m = c·q·r in common with its mean m,
-    E m² = c·q: r(1 − 2c) + c. Where padding leaves less of v it leaves less of what a convolution
-    makes of the mean before it, and that much is then missing of m."""
+    """E(v − m)² by place of a v with E v² = q·r, that has E m² = c·q in common with its mean m:
+    r − 2c·k/k̄ + c, over 1 − c. Where padding leaves less of v it leaves less of what a convolution
+    makes of the mean before it, and that much is then missing of m: two places share by the lesser
+    of their two r, the mean of which over all others is k."""
     c = min(max(share, 0.0), 0.5)
-    return np.asarray((profile * (1 - 2 * c) + c) / (1 - c), np.float64)
+    ordered = np.sort(profile)
+    below = np.cumsum(ordered)
+    rank = np.searchsorted(ordered, profile, "right")
+    k = (below[rank - 1] + profile * (profile.size - rank)) / profile.size
+    found = (profile - 2 * c * k / k.mean() + c) / (1 - c)
+    return np.asarray(np.maximum(found, 0.0), np.float64)
 
 
 def _with_running_statistics(step: Step, x: Signal, eps: float) -> Signal:

@@ -59,8 +59,8 @@ def test_lengths_by_place_behind_the_mean_of_a_batch() -> None:
     found = signals[graph.outputs[0]].profile[3]
     before = next(signals[n.inputs[0] or ""].profile[3] for n in reversed(graph.nodes)
                   if n.op == "batch_norm")  # fmt: skip
-    assert found == pytest.approx(by_place / by_place.mean(), abs=0.04)
-    assert before[0] < 0.9 * found[0]
+    assert found == pytest.approx(by_place / by_place.mean(), abs=0.06)
+    assert before[0] < found[0] - 0.05
 
 
 def test_an_activation_of_uneven_lengths() -> None:
