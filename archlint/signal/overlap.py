@@ -23,7 +23,6 @@ from archlint.signal.dependence import Dependence
 from archlint.signal.gaussian import Floats
 from archlint.signal.indices import usual
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.transfer import count_of
 
 _LARGEST_TABLE = 1 << 22
 _MOST_DEEP = 400
@@ -78,8 +77,11 @@ def _followed(node: Node) -> list[str]:
 
 def _width(graph: LayerGraph, signals: Mapping[str, Signal], value: str) -> int | None:
     x, shape = signals.get(value, UNKNOWN_SIGNAL), graph.shape(value)
-    n = count_of(x, shape, range(len(shape or ())), "feature")
-    return n if n and n > 1 else None
+    if shape is None or len(x.roles) != len(shape):
+        return None
+    sizes = [n for n, role in zip(shape, x.roles, strict=True) if role == "feature"]
+    width = math.prod(n or 0 for n in sizes)
+    return width if width > 1 else None
 
 
 def _of(
@@ -123,10 +125,13 @@ def _of(
                                                        c))  # fmt: skip
         return by_chance if kept is None or not width else Overlap(
             x.chance * kept + (1 - kept) / width, x.place * kept)  # fmt: skip
-    same = width == _width(graph, signals, node.inputs[0] or "")
-    if node.op in _PASSED or (node.op in ("reshape", "transpose") and same):
+    if node.op in _PASSED:
         return x
-    return by_chance
+    old = _width(graph, signals, node.inputs[0] or "")
+    if node.op not in ("reshape", "transpose") or not old or not width or width < old:
+        return by_chance
+    # places that become features of one, as of a patch, differ by chance
+    return Overlap(x.chance * old / width, x.place, x.fresh and width == old)
 
 
 def _size(graph: LayerGraph, value: str | None) -> int:

@@ -70,6 +70,17 @@ class Residual(nn.Module):
         return h + 3 * self.down(F.gelu(2 * self.up(h)))
 
 
+class Patches(nn.Module):
+    """Four places become one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.stem = nn.LayerNorm(48), nn.Linear(48, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(self.norm(x.unflatten(1, (12, 4)).transpose(2, 3).flatten(2)))
+
+
 CASES: dict[str, Callable[[], nn.Module]] = {
     "narrow": lambda: nn.Linear(12, 64),
     "two": lambda: nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 64)),
@@ -78,6 +89,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "rows": Rows,
     "windows": lambda: Windows(9),
     "residual": Residual,
+    "patches": Patches,
 }
 
 
