@@ -188,7 +188,7 @@ def of_constant(array: Array) -> Signal:
     mean, second = float(finite.mean()), float(np.square(finite).mean())
     side = int(finite.min() >= 0) - int(finite.max() <= 0)
     correlation = 1.0 if second == 0 else min(mean * mean / second, 1.0)
-    if array.ndim > 1 and array.dtype.kind not in "iub" and (
+    if array.ndim in (2, 3) and array.dtype.kind not in "iub" and (
             finite.size == array.size <= _LARGEST_TABLE):  # fmt: skip
         correlation = between_rows(numbers) or correlation
     return Signal(mean, second, correlation, 1.0, (), side, roles,
