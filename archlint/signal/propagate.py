@@ -11,6 +11,7 @@ import numpy as np
 from archlint.graph.model import LayerGraph, Node, Value
 from archlint.graph.ops import OPS
 from archlint.signal.dependence import Dependence
+from archlint.signal.joint import stacked
 from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby, Role, Signal
 from archlint.signal.neighbours import Displaced, Field, along_line, of_each, sizes_of, transposed
 from archlint.signal.ranking import slots
@@ -97,6 +98,8 @@ def _with_neighbours(
     """The output with what its neighbours have in common, from those of its inputs."""
     if y.nearby is not None and node.op in ("add", "sub"):  # found with the sum (signal.joint)
         return y
+    if stacked(graph, node) and y.second_moment is not None:
+        return y.but(nearby=_of_stack(graph, node, signals, y))
     inputs = [signals.get(v or "", UNKNOWN_SIGNAL) for v in node.inputs]
     fields = [x.nearby for x in inputs if x.nearby is not None]
     if not fields or not y.known:
@@ -137,6 +140,27 @@ def _neighbours(
     stride = node.attributes.get("stride") if node.op == "conv" else None
     steps = [int(str(n)) for n in stride] if isinstance(stride, tuple) else None
     return along_line(x.nearby, x.position_correlation, y.position_correlation, steps)
+
+
+def _of_stack(
+    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], y: Signal
+) -> Nearby | None:  # fmt: skip
+    """Of a sum or mean over tensors of a stack: what each tells, and beside it what all positions
+    have in common."""
+    made = graph.producer[node.inputs[0] or ""]
+    parts = [signals.get(v or "", UNKNOWN_SIGNAL) for v in made.inputs]
+    axes = next((x.nearby.axes for x in parts if x.nearby is not None), None)
+    sizes = None if axes is None else sizes_of(graph.shape(node.output), axes)
+    if axes is None or sizes is None or y.second_moment is None:
+        return None
+    whole = Field(sizes, np.zeros((1,) * len(axes)), 0.0)
+    share = 1 / len(parts) ** 2 if node.op == "reduce_mean" else 1.0
+    for x in parts:
+        if x.second_moment is None or x.position_correlation is None:
+            return None
+        nearby = x.nearby if x.nearby is not None and x.nearby.axes == axes else None
+        whole = whole.plus(Field.of(x.second_moment, x.position_correlation, nearby, sizes), share)
+    return whole.shifted(y.second_moment - whole.second).nearby(axes)
 
 
 def _side_by_side(

@@ -14,6 +14,7 @@ from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby
 from archlint.signal.neighbours import REACH, Displaced, along_line, multiplied, of_each, transposed
 
 _MIX_POSITIONS = frozenset({"avg_pool", "adaptive_avg_pool", "resize"})  # that tell themselves
+_MOVES = frozenset({"concat", "slice", "split", "stack", "reduce_sum", "reduce_mean"})
 _BY_ELEMENT = frozenset({"activation", "arithmetic", "random"})
 
 
@@ -35,6 +36,8 @@ def _of_input(step: Back, nearby: Nearby, i: int, found: Gradient) -> Nearby | N
         return transposed(nearby, tuple(order.index(a) for a in range(len(order))))
     if op in ("identity", "cast"):
         return nearby
+    if op in _MOVES:
+        return _moved(step, nearby, found)
     if step.shape(i) is None or len(found.along) != len(g.along):
         return None
     kind = OPS[op].kind if op in OPS else ""
@@ -50,6 +53,27 @@ def _of_input(step: Back, nearby: Nearby, i: int, found: Gradient) -> Nearby | N
     if op == "linear" or kind == "normalisation":
         return along_line(nearby, before, later)
     return None
+
+
+def _moved(step: Back, nearby: Nearby, found: Gradient) -> Nearby | None:
+    """Past an op that adds axes to the gradient, takes one away or picks along one, where these are
+    none of those that tell neighbours apart."""
+    op = step.node.op
+    if op in ("concat", "slice", "split"):
+        at = step.ints("axes") if op == "slice" else (int(step.number("axis")),)
+        return nearby if set(at).isdisjoint(nearby.axes) else None
+    if op == "stack":
+        at = (int(step.number("axis")),)
+        if at[0] in nearby.axes:
+            return None
+        return Nearby(tuple(a - (a > at[0]) for a in nearby.axes), nearby.values, nearby.far)
+    axes = step.ints("axes")
+    if step.attribute("keepdims"):
+        return nearby if set(axes).isdisjoint(nearby.axes) else None
+    kept = [a for a in range(len(found.along)) if a not in axes]
+    if len(kept) != len(step.gradient.along):
+        return None
+    return Nearby(tuple(kept[a] for a in nearby.axes), nearby.values, nearby.far)
 
 
 def _by_element(step: Back, nearby: Nearby, i: int) -> Nearby | None:
