@@ -83,9 +83,40 @@ def _padded(net: Net, x: Tensor) -> Tensor:
     return x
 
 
+def _merged(net: Net, x: Tensor) -> Tensor:
+    """Maps of two resolutions, brought to one, summed and resized again."""
+    low = F.interpolate(net.down(x), size=16, mode="bilinear")
+    x = torch.stack([low, _pool(net.mlp[0](x))]).sum(0)
+    return F.interpolate(torch.cat([x, net.mlp[1](x)], 1), scale_factor=2, mode="bilinear")
+
+
+def _windows(net: Net, x: Tensor) -> Tensor:
+    """Maxima of overlapping windows, and what means make of them."""
+    return F.adaptive_avg_pool2d(_pool(F.max_pool2d(x, 3, 2, 1)), 4)
+
+
+def _channels(net: Net, x: Tensor) -> Tensor:
+    """Channels that attend to channels by their elements at all places."""
+    q, k, v = (mlp(x).flatten(2) for mlp in net.mlp)
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return y.reshape(x.shape)
+
+
 CASES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     f.__name__[1:]: f
-    for f in (_mixer, _pools, _behind_a_layer, _beside_itself, _resized, _adaptive, _padded)
+    for f in (
+        _mixer,
+        _pools,
+        _behind_a_layer,
+        _beside_itself,
+        _resized,
+        _adaptive,
+        _padded,
+        _merged,
+        _windows,
+        _channels,
+    )
 }
 
 
