@@ -203,6 +203,41 @@ class ConvResidual(nn.Module):
         return self.head(torch.relu(h).mean((2, 3)))
 
 
+class Normed(nn.Module):
+    """Layers W·φ(h) with a LayerNorm before φ."""
+
+    def __init__(self, width: int, layers: int, act: Build) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.act, self.head = act(), nn.Linear(width, 10)
+        drawn(self)
+        for norm in self.norms:
+            nn.init.ones_(norm.weight)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for layer, norm in zip(self.maps, self.norms, strict=True):
+            h = self.act(norm(layer(h)))
+        return self.head(h)
+
+
+class Fused(nn.Module):
+    """Layers of a·φ(b) with a and b the halves of one linear map, each followed by another."""
+
+    def __init__(self, width: int, layers: int, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = act
+        self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))
+        self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        drawn(self, gained(1.0))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            a, b = up(h).chunk(2, -1)
+            h = down(a * self.act(b))
+        return h
+
+
 class Gated(nn.Module):
     """Layers of φ(W₁h)·(W₂h), or of a GLU where φ is None, each followed by a linear map."""
 
@@ -284,7 +319,7 @@ def networks() -> Iterator[Network]:
     for eta, blocks, ending, width in (
         (1.0, 10, "linear", 16), (0.3, 20, "linear", 16), (0.25, 16, "linear", 64),
         (0.1, 10, "relu", 32), (0.3, 10, "relu", 16), (1.0, 6, "relu", 64),
-        (1.0, 6, "post", 32), (0.5, 8, "post", 64), (1.0, 8, "norm", 32),
+        (1.0, 6, "post", 32), (0.5, 8, "post", 64), (1.0, 8, "norm", 32), (0.2, 20, "post", 48),
     ):  # fmt: skip
         yield Network(
             "residual",
@@ -297,7 +332,12 @@ def networks() -> Iterator[Network]:
     yield Network("gate", "glu 32×4", lambda: Gated(32, 4, None), (32,))
     yield Network("gate", "swiglu 64×3", lambda: Gated(64, 3, nn.functional.silu), (64,))
     yield Network("gate", "bilinear 64×2", lambda: Gated(64, 2, lambda x: x), (64,))
+    yield Network("gate", "fused swiglu 48×3", lambda: Fused(48, 3, nn.functional.silu), (48,))
     yield Network("gate", "squeezed 32×4 on 8²", lambda: Squeezed(32, 4), (3, 8, 8))
+    yield Network("norm", "relu 32×10", lambda: Normed(32, 10, nn.ReLU), (32,))
+    yield Network("norm", "gelu 64×12", lambda: Normed(64, 12, nn.GELU), (64,))
+    yield Network("orthogonal", "tanh 64×20",
+                  stack([64] * 21, nn.init.orthogonal_, nn.Tanh), (64,))  # fmt: skip
     gelu, silu = nn.GELU, nn.SiLU
     for name, act, gain, bias, width, depth in (
         ("gelu critical", gelu, 1.98306, 0.17292, 64, 16),
