@@ -445,8 +445,11 @@ def affine(at: Lengths, node: Node, inputs: list[Known], out: str) -> Known:
 
 
 def excess_of(law: Distribution | None) -> float:
-    """Kurtosis less that of a normal law; 0 where none is known."""
-    return law.kurtosis - 3 if law is not None and math.isfinite(law.kurtosis) else 0.0
+    """Kurtosis less that of a normal law; 0 where none is known, and of orthogonal weights, whose
+    elements are those of a normal law given their length."""
+    if law is None or law.family == "orthogonal" or not math.isfinite(law.kurtosis):
+        return 0.0
+    return law.kurtosis - 3
 
 
 def bias_share(graph: LayerGraph, signals: Signals, node: Node) -> float | None:
