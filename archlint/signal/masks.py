@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from archlint.graph.model import Array, LayerGraph, Node
-from archlint.signal.dependence import Dependence
 from archlint.signal.gaussian import Floats
 from archlint.signal.indices import usual
 from archlint.signal.transfer import Step
@@ -84,13 +83,56 @@ def seen(step: Step, mask: str | None, queries: int, keys: int) -> tuple[Seen, s
     if mask is None:
         return everything(keys), None
     memory = step.dependence.remembered
-    key = (mask, queries, keys)
-    if key not in memory:
-        fixed, rest = _parts(step.graph, mask, step.dependence, 0)
-        memory[key] = (everything(keys) if fixed is None else of_array(fixed, queries, keys)), rest
+    others: list[str] = []
+    key = ("mask", _signature(step.graph, mask, others, 0), queries, keys)
+    if key not in memory:  # the same in every layer
+        fixed, rest = _parts(step.graph, mask, 0)
+        look = everything(keys) if fixed is None else of_array(fixed, queries, keys)
+        place = -1 if rest is None else others.index(rest) if rest in others else None
+        if place is None:
+            return look, rest
+        memory[key] = look, place
     found = memory[key]
     assert isinstance(found, tuple)
-    return found
+    return found[0], None if found[1] < 0 else others[found[1]]
+
+
+_FOLLOWED = frozenset({"identity", "cast", "add", "maximum", "mul", "where", "masked_fill",
+                       "concat", "reshape", "expand"})  # fmt: skip
+
+
+def _signature(graph: LayerGraph, value: str, others: list[str], deep: int) -> object:
+    """How a value is made of constants and of ``others``, which are listed."""
+    known = graph.constant(value)
+    if known is not None:  # numbers have names of their own in every layer
+        return float(known.reshape(-1)[0]) if known.size == 1 else value
+    node = graph.producer.get(value)
+    if node is None or node.op not in _FOLLOWED or deep > _MOST_DEEP or value != node.output:
+        others.append(value)
+        return "other", len(others)
+    if node.op in ("add", "mul", "maximum") and not any(
+            v is not None and _is_known(graph, v, 2 if node.op == "mul" else 1)
+            for v in node.inputs):  # fmt: skip
+        others.append(value)
+        return "other", len(others)
+    made = tuple(None if v is None else _signature(graph, v, others, deep + 1)
+                 for v in node.inputs)  # fmt: skip
+    return node.op, graph.shape(value), tuple(sorted(node.attributes.items())), made
+
+
+def _is_known(graph: LayerGraph, value: str, least: int = 1) -> bool:
+    """Whether a value is constants of a size, or a sum or layout of such and other things."""
+    left, count = [value], 0
+    while left and count < _MOST_DEEP:
+        at = left.pop()
+        count += 1
+        known = graph.constant(at)
+        if known is not None and known.size >= least:
+            return True
+        node = graph.producer.get(at)
+        if node is not None and node.op in _FOLLOWED and at == node.output:
+            left += [v for v in node.inputs if v is not None]
+    return False
 
 
 def of_array(fixed: Array, queries: int, keys: int) -> Seen:
@@ -134,9 +176,7 @@ def _counted(numbers: Floats) -> list[tuple[float, int]]:
     return found
 
 
-def _parts(
-    graph: LayerGraph, value: str, dependence: Dependence, deep: int
-) -> tuple[Array | None, str | None]:
+def _parts(graph: LayerGraph, value: str, deep: int) -> tuple[Array | None, str | None]:
     """(the constants that a value is a sum with, what else it is made of): they add up to it."""
     known = usual(graph, value)
     if known is not None:
@@ -146,16 +186,14 @@ def _parts(
     node = graph.producer.get(value)
     if node is None or deep > _MOST_DEEP or value != node.output:
         return None, value
-    fixed, rest = _split(graph, node, dependence, deep + 1)
+    fixed, rest = _split(graph, node, deep + 1)
     return (None, value) if fixed is None else (fixed, rest)
 
 
-def _split(
-    graph: LayerGraph, node: Node, dependence: Dependence, deep: int
-) -> tuple[Array | None, str | None]:
+def _split(graph: LayerGraph, node: Node, deep: int) -> tuple[Array | None, str | None]:
     def parts(i: int) -> tuple[Array | None, str | None]:
         v = node.inputs[i]
-        return (None, None) if v is None else _parts(graph, v, dependence, deep)
+        return (None, None) if v is None else _parts(graph, v, deep)
 
     shape = graph.shape(node.output)
     nothing = None, node.output
