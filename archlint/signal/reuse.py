@@ -35,6 +35,7 @@ _MOVED = frozenset({"reshape", "transpose", "split", "slice", "select_index", "i
                     "dropout", "drop_path"})  # fmt: skip
 _CENTRED = {"layer_norm": True, "group_norm": True, "rms_norm": False}
 _MOST_PAIRS = 20_000  # of tensors that are looked at in one graph
+_DEEPEST = 100  # steps back that two uses of one layer are followed
 
 
 def with_reuse(step: Step, y: Signal, factor: float) -> Signal:
@@ -79,6 +80,7 @@ class Reuse:
         self, graph: LayerGraph, signals: Mapping[str, Signal], dependence: Dependence
     ) -> None:
         self.graph, self.signals, self.dependence = graph, signals, dependence
+        self.depth = 0
 
     @staticmethod
     def of(step: Step) -> Reuse:
@@ -102,10 +104,12 @@ class Reuse:
         key = (u, v) if u < v else (v, u)
         if key in known:
             return known[key]
-        if len(known) > _MOST_PAIRS:
+        if len(known) > _MOST_PAIRS or self.depth > _DEEPEST:
             return None
         known[key] = None  # until it is found
+        self.depth += 1
         found = self._pair(u, v)
+        self.depth -= 1
         known[key] = found
         return found
 
