@@ -29,6 +29,7 @@ MEANS = frozenset({"reduce_mean", "reduce_sum", "avg_pool", "adaptive_avg_pool"}
 _FAINT = 0.02  # the share of a mean's square in the square of an element that is left out
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
 _FEW = 24  # sets that are compared before their names are
+_MOST_USES = 32  # of one layer that are told from each other
 _MOST_STEPS = 2_000_000  # in all, back from sums to their weights
 
 
@@ -259,15 +260,17 @@ class Dependence:
 
     @cached_property
     def reused(self) -> bool:
-        """Whether a layer's random weights are used for more than one tensor."""
+        """Whether a layer's random weights are used for several tensors, few enough that every two
+        of them can be looked at."""
+        most = 1
         for value in self.graph.values.values():
             parameter = self.graph.parameter(value.id)
-            if parameter is None or parameter.law is None or not parameter.law.random:
+            if parameter is None or (parameter.law is not None and not parameter.law.random):
                 continue
             readers = self.graph.consumers.get(value.id, ())
-            if sum(n.op in ("linear", "conv", "conv_transpose") for n in readers) > 1:
-                return True
-        return False
+            if len(readers) > 1:
+                most = max(most, sum(n.op in ("linear", "conv", "conv_transpose") for n in readers))
+        return 1 < most <= _MOST_USES
 
     def number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
         """What all elements of a value are, such as a weight's that starts at one number."""

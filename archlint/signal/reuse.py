@@ -34,8 +34,8 @@ AFFINE = frozenset({"linear", "conv", "conv_transpose"})
 _MOVED = frozenset({"reshape", "transpose", "split", "slice", "select_index", "identity", "cast",
                     "dropout", "drop_path"})  # fmt: skip
 _CENTRED = {"layer_norm": True, "group_norm": True, "rms_norm": False}
-_MOST_PAIRS = 20_000  # of tensors that are looked at in one graph
-_DEEPEST = 100  # steps back that two uses of one layer are followed
+_MOST_PAIRS = 12_000  # of tensors that are looked at in one graph
+_DEEPEST = 150  # pairs that lead from one to the next
 
 
 def with_reuse(step: Step, y: Signal, factor: float) -> Signal:
@@ -80,7 +80,7 @@ class Reuse:
         self, graph: LayerGraph, signals: Mapping[str, Signal], dependence: Dependence
     ) -> None:
         self.graph, self.signals, self.dependence = graph, signals, dependence
-        self.depth = 0
+        self._depth = 0
 
     @staticmethod
     def of(step: Step) -> Reuse:
@@ -104,12 +104,13 @@ class Reuse:
         key = (u, v) if u < v else (v, u)
         if key in known:
             return known[key]
-        if len(known) > _MOST_PAIRS or self.depth > _DEEPEST:
+        if len(known) > _MOST_PAIRS or self._depth > _DEEPEST:
+            self.dependence.reused = False  # a stack too deep to be followed is not followed
             return None
         known[key] = None  # until it is found
-        self.depth += 1
+        self._depth += 1
         found = self._pair(u, v)
-        self.depth -= 1
+        self._depth -= 1
         known[key] = found
         return found
 

@@ -19,7 +19,6 @@ from archlint.signal.reuse import AFFINE, Reuse
 from archlint.signal.slopes import slope_mean, slope_pair
 
 _Use = tuple[str, Gradient, float, Node]  # source, what arrived, gain on E g², the layer
-_MOST_USES = 64  # of one layer that are told from each other
 _PICKS = frozenset({"select_index", "slice", "split"})
 _MOST_MOVES = 8  # from values back to what made them
 
@@ -32,7 +31,7 @@ class Ties:
     ) -> None:
         self.graph, self.signals = graph, signals
         self._reuse = Reuse(graph, signals, dependence)
-        self._wanted = dependence.reused
+        self._dependence = dependence
         self._uses: dict[str, list[_Use]] = {}
         self._shared: dict[tuple[str, str], float] = {}
 
@@ -41,7 +40,7 @@ class Ties:
     ) -> None:  # fmt: skip
         """Learn of a layer's use what it shares with others of it: of input ``i``."""
         node = step.node
-        weight = self._weight(node, i) if self._wanted else None
+        weight = self._weight(node, i) if self._dependence.reused else None
         if weight is None or step.gradient.zero or not found.second_moment:
             return
         own, g = f"{node.id}:{i}", step.gradient
@@ -58,8 +57,7 @@ class Ties:
             both *= math.sqrt(gain * least) * self._bends(node.output, layer.output)
             most = math.sqrt(found.second_moment * (energy(other, sources) or 0.0))
             self._shared[own, other] = self._shared[other, own] = max(min(both, most), -most)
-        if len(uses) < _MOST_USES:
-            uses.append((own, g, gain, node))
+        uses.append((own, g, gain, node))
 
     def _weight(self, node: Node, i: int) -> str | None:
         """What a node is a use of: the weight of a layer; of what is picked from what a layer made,
