@@ -654,7 +654,7 @@ def _leant(
     z, c = _paired(forward, g.alike)
     own = c * polyval(z, series)
     none = c * z * polyval(z, slopes)
-    before = g.lean if g.lean is not None and g.lean.shape == own.shape else np.zeros_like(own)
+    before = _as_wide(g.lean, own)
     first = float(before.flat[0]) / width
     level = max(1 + first * whole, 1e-3)
     energy = max(level / max(1 + first, 1e-3), 1e-3)
@@ -680,6 +680,12 @@ def _drawn_through(
     return replace(moved, linked=moved.linked * tied)
 
 
+def _as_wide(table: Floats | None, like: Floats) -> Floats:
+    """A table by offset in the shape of another; zeros where it is none of its map."""
+    return np.zeros_like(like) if table is None or table.size != like.size else table.reshape(
+        like.shape)  # fmt: skip
+
+
 def _rectified(
     at: Gradients, node: Node, phi: Activation, width: int, g: Back, behind: Pairs
 ) -> tuple[Floats | None, float, float, Drawn | None]:
@@ -696,7 +702,7 @@ def _rectified(
         return None, 1.0, passes, None
     z, c = _paired(one, behind)
     a, d = _paired(two, g.alike)
-    lean = np.zeros_like(z) if g.lean is None or g.lean.shape != z.shape else g.lean
+    lean = _as_wide(g.lean, z)
     whole = 1 / passes  # of the direction of φ(z) all, where φ′ is 0 or 1
     first = float(lean.flat[0]) / width
     level = max(1 + first * whole, 1e-3)
