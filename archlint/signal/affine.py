@@ -48,12 +48,15 @@ def weighted(
     scale: float = 1.0,
     both: float | None = None,
     places: float = 1.0,
+    pairs: tuple[float, float] = (1.0, 1.0),
 ) -> Signal:
     """The output of an affine map with ``fan_in`` terms of which the share ``taps`` is not padding.
 
     ``weight`` is the signal of the weight, ``law`` its law where it is a parameter. Of a
     convolution, ``places`` is the number of positions that the terms come from, and ``both`` the
-    share of the terms that two different output positions both have (``taps`` where not given).
+    share of the terms that two different output positions both have (``taps`` where not given);
+    ``pairs`` is what pairs of terms of one position, and of two, add up to, over what they would
+    if every position had the same terms of even length.
     """
     if x.second_moment is None or weight.second_moment is None or weight.mean is None:
         return Signal(roles=roles)
@@ -61,13 +64,9 @@ def weighted(
     n = fan_in * taps
     noise = n * weight.second_moment  # what one unit of E x² becomes
     second = noise * x.second_moment
-    # E[w w′] of two weights of one output: w̄² of independent ones, −E w²/(n − 1) of such as are
-    # made to sum to zero, which takes what all inputs have in common.
-    pair = product(weight.position_correlation, weight.second_moment) or 0.0
-    if law is not None and not law.random and fan_in > 1:  # (Σw)² and Σw² are what they are
-        pair = (fan_in * w_mean**2 - weight.second_moment) / (fan_in - 1)
+    pair = _two_weights(weight, law, fan_in)
     mean: float | None = 0.0
-    if abs(pair) > 1e-18 * weight.second_moment:
+    if pair:
         if x.mean is None:
             return Signal(roles=roles)
         mean = n * w_mean * x.mean
@@ -76,11 +75,9 @@ def weighted(
             return Signal(roles=roles)
         # Pairs of terms: one feature at one place, one feature at two, two features.
         k = max(places * taps, 1.0)
-        near, far = n * (k - 1), n * (n - k)
+        near, far = n * (k * pairs[0] - 1), n * (n - k) * pairs[0]
         second += pair * (near * inside * x.second_moment + far * x.mean**2)
         second = max(second, 0.0)
-    else:
-        pair = 0.0
     b = step.signal(bias) if bias is not None and step.has(bias) else None
     groups = x.odd_in
     own = frozenset(p.name for i in (1, bias) if i is not None and (p := step.parameter(i)))
@@ -102,25 +99,39 @@ def weighted(
 
     q, shift = x.second_moment, b_second + 2 * ((mean or 0.0) - b_mean) * b_mean
 
-    def through(correlation: float, apart: float | None, share: float = 1.0) -> float | None:
-        """Of a pair whose terms at one place have a correlation, those at two places ``apart``."""
+    def through(
+        correlation: float, apart: float | None, share: float = 1.0, joint: float = 1.0
+    ) -> float | None:
+        """Of a pair whose terms at one place have a correlation, those at two places ``apart``:
+        of the weights that each of the two outputs has, ``joint``·n² pairs, n·``share`` are one
+        weight."""
         inner = noise * q * correlation * share
         if pair and x.mean is not None:
             if apart is None:
                 return None
             k = max(places * taps, 1.0)
-            inner += pair * n * ((k - 1) * apart * q + (n - k) * x.mean**2) * share
+            inner += pair * n * ((k * joint - share) * apart * q + (n - k) * joint * x.mean**2)
         return correlated(inner + shift, second)
 
     within, between, c = x.position_correlation, x.sample_correlation, x.apart
     less = 1.0 if both is None or taps <= 0 else both / taps
     return Signal(
         None if mean is None else mean * scale, total * second,
-        None if within is None else through(within, within, less),
-        None if between is None else through(between, c),
+        None if within is None else through(within, within, less, pairs[1]),
+        None if between is None else through(between, c, 1.0, pairs[0]),
         groups, 0, roles, gaussian=n * taps >= 4,
-        cross_correlation=None if c is None else through(c, c, less),
+        cross_correlation=None if c is None else through(c, c, less, pairs[1]),
     )  # fmt: skip
+
+
+def _two_weights(weight: Signal, law: Distribution | None, fan_in: float) -> float:
+    """E[w w′] of two weights of one output: w̄² of independent ones, −E w²/(n − 1) of such as are
+    made to sum to zero, which takes what all inputs have in common."""
+    second, mean = weight.second_moment or 0.0, weight.mean or 0.0
+    pair = product(weight.position_correlation, second) or 0.0
+    if law is not None and not law.random and fan_in > 1:  # (Σw)² and Σw² are what they are
+        pair = (fan_in * mean**2 - second) / (fan_in - 1)
+    return pair if abs(pair) > 1e-18 * second else 0.0
 
 
 def _law(parameter: Parameter | None) -> Distribution | None:
@@ -255,6 +266,7 @@ def _conv(step: Step) -> Signal:
     stride, dilation, padding = step.ints("stride"), step.ints("dilation"), step.ints("padding")
     dims = len(shape) - 2
     profiles: dict[int, Profile] = {}
+    roots: dict[int, Profile] = {}
     taps = both = 1.0
     for axis in range(dims):
         size = shape[2 + axis]
@@ -276,10 +288,42 @@ def _conv(step: Step) -> Signal:
         both *= shared_taps(before, kernel, stride[axis], dilation[axis], begin, length)
         if share > 0:
             profiles[2 + axis] = after / share
-    result = weighted(step, x, step.signal(1), _law(step.parameter(1)), fan_in, 2,
-                      _conv_roles(len(shape)), taps, both=both,
-                      places=math.prod(n for n in weight[2:] if n is not None))  # fmt: skip
+            root = np.sqrt(before)
+            roots[2 + axis] = padded_profile(root / root.mean(), kernel, stride[axis],
+                                             dilation[axis], begin, length) / share  # fmt: skip
+    places = math.prod(n for n in weight[2:] if n is not None)
+    law = _law(step.parameter(1))
+    pairs = (math.prod(float(np.square(h).mean()) for h in roots.values()),
+             math.prod(float(h.mean()) ** 2 for h in roots.values()))  # fmt: skip
+    result = weighted(step, x, step.signal(1), law, fan_in, 2, _conv_roles(len(shape)), taps,
+                      both=both, places=places, pairs=pairs)  # fmt: skip
+    if pair := _two_weights(step.signal(1), law, fan_in):
+        profiles = _of_pairs(x, step.signal(1), pair, fan_in * taps, places * taps, profiles,
+                             roots)  # fmt: skip
     return result.but(profile=_with_bias(step, profiles, result))
+
+
+def _of_pairs(
+    x: Signal, weight: Signal, pair: float, terms: float, places: float,
+    profiles: dict[int, Profile], roots: dict[int, Profile],
+) -> dict[int, Profile]:  # fmt: skip
+    """E y² = a·f + b·h² along each axis, where the weights of one output have E w w′ = ``pair``: of
+    a place, f is the sum of its terms' second moments and h that of their rms. Standardised weights
+    cancel what their inputs have in common inside a map, and less where padding takes some."""
+    inside = x.position_correlation if places > 1 else 1.0
+    if inside is None or x.mean is None or not x.second_moment or not weight.second_moment:
+        return {}
+    common = inside * x.second_moment
+    single = weight.second_moment * x.second_moment - pair * common
+    double = pair * (places * common + (terms - places) * x.mean**2)
+    squares = {axis: float(np.square(h).mean()) for axis, h in roots.items()}
+    found = {}
+    for axis, f in profiles.items():
+        others = math.prod(m for a, m in squares.items() if a != axis)
+        made = np.maximum(single * f + double * others * np.square(roots[axis]), 0.0)
+        if (level := float(made.mean())) > 0:
+            found[axis] = made / level
+    return found
 
 
 def _with_bias(step: Step, profiles: dict[int, Profile], result: Signal) -> dict[int, Profile]:

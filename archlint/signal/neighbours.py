@@ -307,6 +307,20 @@ def mixed(x: Signal, mixing: Mixing) -> Signal:
     )  # fmt: skip
 
 
+def side_by_side(
+    parts: Sequence[tuple[Signal, float]], axes: tuple[int, ...], sizes: tuple[int, ...]
+) -> Nearby | None:
+    """Of features side by side, (signal, number of features) each, by their share of the second
+    moment."""
+    whole = Field(sizes, np.zeros((1,) * len(axes)), 0.0)
+    for x, n in parts:
+        if x.second_moment is None or x.position_correlation is None:
+            return None
+        nearby = x.nearby if x.nearby is not None and x.nearby.axes == axes else None
+        whole = whole.plus(Field.of(x.second_moment, x.position_correlation, nearby, sizes), n)
+    return whole.nearby(axes)
+
+
 def _share(covariance: float, second: float) -> float:
     return 1.0 if second <= 0 else min(max(covariance / second, -1.0), 1.0)
 

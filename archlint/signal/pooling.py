@@ -23,7 +23,7 @@ from archlint.signal.gradient import merged, role_correlation
 from archlint.signal.joint import stacked, together
 from archlint.signal.mixing import adaptive_averaging, averaging, chain, resampling
 from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
-from archlint.signal.neighbours import REACH, Field, mixed
+from archlint.signal.neighbours import REACH, Field, mixed, side_by_side
 from archlint.signal.parts import weighted_mean
 from archlint.signal.squares import root_of_gamma
 from archlint.signal.transfer import (
@@ -170,7 +170,10 @@ def _greatest(
         if len(x.roles) > axis and x.roles[axis] == "feature" and all(sizes):
             parts = [_greatest(step, v, count, None, overlap) for v in producer.inputs]
             if all(part.known for part in parts):
-                return weighted_mean(list(zip(parts, sizes, strict=True)), x.roles)
+                whole = list(zip(parts, sizes, strict=True))
+                made = weighted_mean(whole, x.roles)
+                return made if overlap is None else made.but(
+                    nearby=side_by_side(whole, overlap.axes, overlap.sizes))  # fmt: skip
     if producer is not None and producer.op in _RISING:
         before = step.signals.get(producer.inputs[0] or "", UNKNOWN_SIGNAL)
         phi = activation(producer.op, producer.attributes)

@@ -13,7 +13,15 @@ from archlint.graph.ops import OPS
 from archlint.signal.dependence import Dependence
 from archlint.signal.joint import stacked
 from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby, Role, Signal
-from archlint.signal.neighbours import Displaced, Field, along_line, of_each, sizes_of, transposed
+from archlint.signal.neighbours import (
+    Displaced,
+    Field,
+    along_line,
+    of_each,
+    side_by_side,
+    sizes_of,
+    transposed,
+)
 from archlint.signal.ranking import slots
 from archlint.signal.transfer import TRANSFER, Step, of_constant, of_parameter
 
@@ -170,14 +178,12 @@ def _side_by_side(
     at, sizes = int(str(node.attributes["axis"])), sizes_of(graph.shape(node.output), axes)
     if sizes is None or at >= len(y.roles) or y.roles[at] != "feature":
         return None
-    whole = Field(sizes, np.zeros((1,) * len(axes)), 0.0)
-    for value in node.inputs:
-        x, n = signals.get(value or "", UNKNOWN_SIGNAL), (graph.shape(value) or (None,) * 9)[at]
-        if x.second_moment is None or x.position_correlation is None or n is None:
-            return None
-        nearby = x.nearby if x.nearby is not None and x.nearby.axes == axes else None
-        whole = whole.plus(Field.of(x.second_moment, x.position_correlation, nearby, sizes), n)
-    return whole.nearby(axes)
+    parts = [signals.get(v or "", UNKNOWN_SIGNAL) for v in node.inputs]
+    counts = [(graph.shape(v) or (None,) * 9)[at] for v in node.inputs]
+    known = [n for n in counts if n is not None]
+    if len(known) < len(parts):
+        return None
+    return side_by_side(list(zip(parts, known, strict=True)), axes, sizes)
 
 
 def _of_numbers(s: Signal) -> Signal:

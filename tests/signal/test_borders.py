@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 
 from archlint.graph.from_torch import load_torch
@@ -37,6 +38,11 @@ def _depthwise() -> nn.Module:
     return nn.Sequential(*_mapped(5, C), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
 
+def _standardised() -> nn.Module:
+    return nn.Sequential(*(layer for _ in range(3) for layer in (
+        nn.ReLU(), ScaledStdConv2d(C, C, 3, padding=1, groups=C // 8, bias=False))))  # fmt: skip
+
+
 def _measured(build: Callable[[], nn.Module], draws: int) -> tuple[list[Tensor], list[float]]:
     torch.manual_seed(0)
     outputs, gradients = [], []
@@ -61,6 +67,21 @@ def test_lengths_by_place_behind_the_mean_of_a_batch() -> None:
                   if n.op == "batch_norm")  # fmt: skip
     assert found == pytest.approx(by_place / by_place.mean(), abs=0.06)
     assert before[0] < found[0] - 0.05
+
+
+def test_standardised_weights_at_a_border() -> None:
+    """They cancel what the inputs have in common but where padding takes some of them: the border
+    is longer than its share of the terms, and so are the positions less alike."""
+    graph = load_torch(_standardised, {"input": SHAPE})
+    out = propagate(graph)[graph.outputs[0]]
+    outputs, _ = _measured(_standardised, 60)
+    _close(out.second_moment, [y.square().mean().item() for y in outputs], 0.02)
+    by_place = np.mean([y.square().mean((0, 1, 2)).numpy() for y in outputs], axis=0)
+    assert out.profile[3] == pytest.approx(by_place / by_place.mean(), abs=0.06)
+    pairs = S * S * (S * S - 1)
+    alike = [((y.sum((2, 3)) ** 2).mean() / pairs - y.square().sum((2, 3)).mean() / pairs)
+             / y.square().mean() for y in outputs]  # fmt: skip
+    assert out.position_correlation == pytest.approx(statistics.mean(map(float, alike)), abs=0.02)
 
 
 def test_an_activation_of_uneven_lengths() -> None:

@@ -95,6 +95,12 @@ def _windows(net: Net, x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(_pool(F.max_pool2d(x, 3, 2, 1)), 4)
 
 
+def _windows_beside(net: Net, x: Tensor) -> Tensor:
+    """The same over maps side by side, one of which tells neighbours apart itself."""
+    x = torch.cat([F.relu(x), F.relu(_pool(net.mlp[0](x)))], 1)
+    return F.adaptive_avg_pool2d(F.max_pool2d(x, 3, 2, 1), 3)
+
+
 def _channels(net: Net, x: Tensor) -> Tensor:
     """Channels that attend to channels by their elements at all places."""
     q, k, v = (mlp(x).flatten(2) for mlp in net.mlp)
@@ -115,6 +121,7 @@ CASES: dict[str, Callable[[Net, Tensor], Tensor]] = {
         _padded,
         _merged,
         _windows,
+        _windows_beside,
         _channels,
     )
 }
