@@ -30,7 +30,6 @@ _FAINT = 0.02  # the share of a mean's square in the square of an element that i
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
 _FEW = 24  # sets that are compared before their names are
 _MOST_USES = 32  # of one layer that are told from each other
-_MOST_STEPS = 2_000_000  # in all, back from sums to their weights
 
 
 class Sources:
@@ -111,7 +110,6 @@ class Dependence:
         self._sources: dict[str, Sources] = {}
         self._means: dict[str, Sources] = {}  # what a value's elements are functions of means of
         self._seen: dict[object, Node] = {}
-        self._steps = 0
         self.remembered: dict[object, object] = {}  # what is worked out of values once
         self._same: dict[str, str] = {}  # value -> the first that is computed in the same way
         self.pairs: dict[tuple[str, str], Floats | None] = {}  # (signal.reuse)
@@ -229,34 +227,32 @@ class Dependence:
         return False
 
     def _contains(self, value: str, group: Group) -> bool:
-        """Whether a value is made of any of some parameters; taken to be once that costs much."""
-        first = min((self._reads.get(p, -1) for p in group), default=-1)
-        seen = {value}
-        left = [value]
-        while left:
-            at = left.pop()
-            self._steps += 1
-            if self.graph.values[at].parameter in group or self._steps > _MOST_STEPS:
-                return True
-            node = self.graph.producer.get(at)
-            if node is None or self.graph.index[node.id] < first:
-                continue
-            for v in node.inputs:
-                if v is not None and v not in seen:
-                    seen.add(v)
-                    left.append(v)
-        return False
+        """Whether a value is made of any of some parameters."""
+        bits, made = self._made_of
+        wanted = 0
+        for parameter in group:
+            wanted |= bits.get(parameter, 0)
+        return bool(made.get(value, 0) & wanted)
 
     @cached_property
-    def _reads(self) -> dict[str, int]:
-        """Where in execution order each parameter is read first."""
-        found: dict[str, int] = {}
-        for i, node in enumerate(self.graph.nodes):
+    def _made_of(self) -> tuple[dict[str, int], dict[str, int]]:
+        """A bit for each parameter, and of each value those of the parameters it is made of."""
+        bits: dict[str, int] = {}
+        made: dict[str, int] = {}
+        for node in self.graph.nodes:
+            whole = 0
             for v in node.inputs:
-                parameter = self.graph.values[v].parameter if v is not None else None
+                if v is None:
+                    continue
+                parameter = self.graph.values[v].parameter
                 if parameter is not None:
-                    found.setdefault(parameter, i)
-        return found
+                    made[v] = bits.setdefault(parameter, 1 << len(bits))
+                own = made.get(v, 0)
+                joint = whole | own
+                whole = own if joint == own else joint  # one number for all of a stream's values
+            for v in node.outputs:
+                made[v] = whole
+        return bits, made
 
     @cached_property
     def reused(self) -> bool:
