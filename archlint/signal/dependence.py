@@ -8,7 +8,8 @@ so are, in a sum, two of which one changes its sign with weights that the other 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -246,7 +247,8 @@ class Dependence:
                     continue
                 parameter = self.graph.values[v].parameter
                 if parameter is not None:
-                    made[v] = bits.setdefault(parameter, 1 << len(bits))
+                    copied = self.original(v) or parameter
+                    made[v] = bits[parameter] = bits.setdefault(copied, 1 << len(bits))
                 own = made.get(v, 0)
                 joint = whole | own
                 whole = own if joint == own else joint  # one number for all of a stream's values
@@ -258,15 +260,41 @@ class Dependence:
     def reused(self) -> bool:
         """Whether a layer's random weights are used for several tensors, few enough that every two
         of them can be looked at."""
-        most = 1
+        return 1 < max(self._uses.values(), default=0) <= _MOST_USES
+
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        """How many layers read each random weight; one for all copies of it."""
+        found: Counter[str] = Counter()
         for value in self.graph.values.values():
             parameter = self.graph.parameter(value.id)
             if parameter is None or (parameter.law is not None and not parameter.law.random):
                 continue
             readers = self.graph.consumers.get(value.id, ())
-            if len(readers) > 1:
-                most = max(most, sum(n.op in ("linear", "conv", "conv_transpose") for n in readers))
-        return 1 < most <= _MOST_USES
+            layers = sum(n.op in ("linear", "conv", "conv_transpose") for n in readers)
+            found[parameter.clone_of or parameter.name] += layers
+        return found
+
+    def uses(self, weight: str | None) -> int:
+        """How many layers read a random weight or a copy of it."""
+        return self._uses[self.original(weight) or ""]
+
+    def original(self, weight: str | None) -> str | None:
+        """The weight that one was copied from, or itself: their elements are equal."""
+        parameter = self.graph.parameter(weight)
+        return weight if parameter is None else parameter.clone_of or parameter.name
+
+    def equal(
+        self, a: Sequence[str | None], b: Sequence[str | None], signals: Mapping[str, Signal]
+    ) -> bool:
+        """Whether weights have equal elements, one by one: copies, or such as start at a number."""
+
+        def keys(values: Sequence[str | None]) -> list[object]:
+            numbers = [None if v is None else self.number(v, signals) for v in values]
+            return [self.original(v) if n is None else n
+                    for v, n in zip(values, numbers, strict=True)]  # fmt: skip
+
+        return keys(a) == keys(b)
 
     def number(self, value: str, signals: Mapping[str, Signal]) -> float | None:
         """What all elements of a value are, such as a weight's that starts at one number."""

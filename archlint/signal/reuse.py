@@ -176,7 +176,7 @@ class Reuse:
         return None if phi is None else self._of_activations(phi, a, b)
 
     def _of_weights(self, one: Node, two: Node, a: str, b: str) -> Shared | None:
-        if one.inputs[1] is None or one.inputs[1:] != two.inputs[1:]:
+        if one.inputs[1] is None or not self._same_weights(one, two):
             return None
         weight = self._signal(one.inputs[1])
         x, y = self._signal(a), self._signal(b)
@@ -194,8 +194,11 @@ class Reuse:
         gain = math.sqrt(gains[0] / x.second_moment * gains[1] / y.second_moment)
         return gain * found + shift
 
+    def _same_weights(self, one: Node, two: Node) -> bool:
+        return self.dependence.equal(one.inputs[1:], two.inputs[1:], self.signals)
+
     def _of_norms(self, one: Node, two: Node, a: str, b: str) -> Shared | None:
-        if one.inputs[1:] != two.inputs[1:]:
+        if not self._same_weights(one, two):
             return None
         x, y, found = self._signal(a), self._signal(b), self.pair(a, b)
         sizes = [self._size(one, x), self._size(two, y)]

@@ -29,6 +29,8 @@ class Net(nn.Module):
         self.a, self.up, self.down = nn.Linear(D, D), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
         self.qkv, self.out, self.norm = nn.Linear(D, 3 * D), nn.Linear(D, D), nn.LayerNorm(D)
         self.conv = nn.Conv2d(D, D, 3, padding=1)
+        layer = nn.TransformerEncoderLayer(D, 4, 2 * D, 0.0, batch_first=True)
+        self.copies = nn.TransformerEncoder(layer, BLOCKS)  # whose layers begin equal
         for layer in (self.qkv, self.out, self.up, self.down):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
@@ -89,6 +91,11 @@ def _positions(net: Net, x: Tensor) -> Tensor:
     return x
 
 
+def _copies(net: Net, x: Tensor) -> Tensor:
+    y: Tensor = net.copies(x)
+    return y
+
+
 # name: (function, input shape, slack of ln rms, of ln gradient rms, of correlations)
 CASES: dict[str, tuple[Callable[[Net, Tensor], Tensor], tuple[int, ...], float, float, float]] = {
     "linear": (_linear, TOKENS, 0.02, 0.03, 0.01),
@@ -97,6 +104,7 @@ CASES: dict[str, tuple[Callable[[Net, Tensor], Tensor], tuple[int, ...], float, 
     "block": (_block, TOKENS, 0.03, 0.2, 0.06),
     "norm_behind": (_norm_behind, TOKENS, 0.06, 0.25, 0.1),
     "difference": (_difference, TOKENS, 0.03, 0.05, 0.02),
+    "copies": (_copies, TOKENS, 0.01, 0.05, 0.04),
     "positions": (_positions, MAP, 0.03, 0.05, 0.02),
 }
 

@@ -70,8 +70,9 @@ class Ties:
             if node.op in AFFINE and i == 0:
                 weight = node.inputs[1]
                 law = self.signals.get(weight or "", UNKNOWN_SIGNAL)
-                used = len(self.graph.consumers.get(weight or "", ())) > 1
-                return f"{name}{weight}" if used and law.mean == 0.0 else None
+                used = self._dependence.uses(weight) > 1
+                original = self._dependence.original(weight)
+                return f"{name}{original}" if used and law.mean == 0.0 else None
             before = self.graph.producer.get(value or "")
             if before is None:
                 return None
