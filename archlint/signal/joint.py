@@ -75,7 +75,7 @@ def together(step: Step) -> Signal | None:
 
 def stacked(graph: LayerGraph, node: Node) -> bool:
     """Whether a sum or mean is over the tensors of a stack."""
-    made = graph.producer.get(node.inputs[0] or "")
+    made = graph.producer.get(node.inputs[0] or "") if node.inputs else None
     axes = _ints(node.attributes.get("axes"))
     return (
         node.op in ("reduce_sum", "reduce_mean") and made is not None and made.op == "stack"
