@@ -21,6 +21,7 @@ from archlint.linter import chosen_rules, lint
 from archlint.signal.activations import activation
 from archlint.signal.analysis import analyse
 from archlint.signal.backpropagate import gradients
+from archlint.signal.backward.normalisation import channel_variations
 from archlint.signal.gradient import BACKWARD, together
 from archlint.signal.propagate import propagate
 from archlint.signal.slopes import aligned_pair, slope_at_greatest, slope_pair
@@ -385,6 +386,35 @@ def test_slopes_of_pairs(op: str) -> None:
     slope = phi.derivative(mean + math.sqrt(variance) * z.max(axis=1)) ** 2
     found = slope_at_greatest(phi, mean, variance, 0.4, 9)
     assert abs(found - slope.mean()) <= 4 * slope.std() / math.sqrt(slope.size) + 0.002
+
+
+@pytest.mark.parametrize("normal", [False, True])
+def test_what_channels_are_divided_by_varies_by_the_law_of_weights(normal: bool) -> None:
+    """Two fifths as much for PyTorch's uniform weights as for normal ones; and so the gradient
+    that arrives in front of the norm behind a depthwise convolution."""
+
+    def build() -> nn.Sequential:
+        net = nn.Sequential(nn.Conv2d(64, 64, (1, 5), groups=64, bias=False), nn.BatchNorm2d(64))
+        if normal:
+            nn.init.normal_(net[0].weight, 0.0, 0.5)  # type: ignore[arg-type]
+        return net
+
+    graph = load_torch(build, {"input": (8, 64, 8, 12)})
+    signals = propagate(graph)
+    made = next(n.output for n in graph.nodes if n.op == "conv")
+    squares = torch.stack([build()[0].weight.detach().square().sum((1, 2, 3)) for _ in range(300)])
+    measured = float(squares.var() / squares.mean() ** 2)
+    assert channel_variations(graph, signals)[made] == pytest.approx(measured, rel=0.06)
+    logs = []
+    for _ in range(40):
+        net = build()
+        inside = net[0](torch.randn(8, 64, 8, 12)).detach().requires_grad_()
+        y = net[1](inside)
+        (g,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), inside)
+        logs.append(float(g.square().mean()))
+    predicted = gradients(graph, signals)[made].second_moment
+    error = float(np.std(logs)) / math.sqrt(len(logs))
+    assert predicted == pytest.approx(np.mean(logs), rel=0.05, abs=3 * error)
 
 
 def test_zero_and_unknown() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from archlint.graph.fans import fans
 from archlint.graph.model import LayerGraph
+from archlint.signal.fluctuation import excess_of
 from archlint.signal.gradient import (
     UNKNOWN_GRADIENT,
     Back,
@@ -66,8 +67,9 @@ def passed(freedom: float, variance: float, eps: float, lost_mean: float, lost_s
 
 def channel_variations(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict[str, float]:
     """Var v/(E v)² of a channel's variance v over the draw of the weights that make it, by value:
-    2/fan-in behind an affine map (v is a quadratic form in its row), 0 behind BatchNorm, of a sum
-    by the squared shares of its terms. One pass in execution order."""
+    (κ − 1)/fan-in behind an affine map (v is a quadratic form in its row, of weights with the
+    kurtosis κ), 0 behind BatchNorm, of a sum by the squared shares of its terms. One pass in
+    execution order."""
     found: dict[str, float] = {}
     for node in graph.nodes:
         if node.op in ("batch_norm", "instance_norm"):
@@ -76,7 +78,10 @@ def channel_variations(graph: LayerGraph, signals: Mapping[str, Signal]) -> dict
         carried = [v for v in node.inputs if v is not None and v not in graph.static]
         if node.op in ("linear", "conv", "conv_transpose"):
             count = fans(node, graph)
-            here = 2 / count.fan_in if count is not None and count.fan_in else 0.0
+            weight = graph.parameter(node.inputs[1])
+            law = weight.law if weight is not None else None
+            if count is not None and count.fan_in:
+                here = (2 + (excess_of(law) if law and law.random else 0.0)) / count.fan_in
         elif node.op in ("add", "sub"):
             variances = [signals.get(v, UNKNOWN_SIGNAL).variance or 0.0 for v in carried]
             total = sum(variances)
