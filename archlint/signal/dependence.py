@@ -29,6 +29,7 @@ _ELEMENTWISE = frozenset(
 MEANS = frozenset({"reduce_mean", "reduce_sum", "avg_pool", "adaptive_avg_pool"})
 _FAINT = 0.02  # the share of a mean's square in the square of an element that is left out
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
+_MOST_WAYS = 2000  # in which the features of sources are picked on their way to one value
 _FEW = 24  # sets that are compared before their names are
 _MOST_USES = 32  # of one layer that are told from each other
 
@@ -63,9 +64,9 @@ class Sources:
             return False
         if not self._greatest().isdisjoint(other._greatest()):
             return True
-        one, two = self._names(first, last), other._names(first, last)
-        if whole:
-            return not {name[0] for name in one}.isdisjoint(name[0] for name in two)
+        one, two = self._names(first, last, whole), other._names(first, last, whole)
+        if one is None or two is None:  # whichever the features: nothing is missed
+            return self.meets(other, whole=True)
         return _any_within(one, two) or _any_within(two, one)
 
     def _greatest(self) -> set[Sources]:
@@ -78,9 +79,10 @@ class Sources:
                 found += at.parts
         return set(found)
 
-    def _names(self, first: int, last: int) -> set[tuple[str, ...]]:
+    def _names(self, first: int, last: int, whole: bool) -> set[tuple[str, ...]] | None:
         """The sources that are made between two nodes, each with the picks of its features that
-        led here, first ones first."""
+        led here, first ones first, or ``whole``. None where ways to pick are too many, as in a
+        recurrence over many steps."""
         names: set[tuple[str, ...]] = set()
         seen: set[tuple[Sources, tuple[str, ...]]] = {(self, ())}
         left = list(seen)
@@ -90,11 +92,13 @@ class Sources:
                 continue
             if not at.parts:
                 names.add((at.name, *picked))
-            if at.picked:
+            if at.picked and not whole:
                 picked = (at.picked, *picked)
             more = {(part, picked) for part in at.parts} - seen
             seen |= more
             left += more
+            if len(seen) > _MOST_WAYS and not whole:
+                return None
         return names
 
 
