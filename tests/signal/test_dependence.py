@@ -164,3 +164,24 @@ def test_positions_that_were_mixed_are_not_alike() -> None:
         squares = torch.stack([Mixer()(torch.randn(16, 16, 64)).square().mean() for _ in range(60)])
     error = squares.std().item() / math.sqrt(60)
     assert found**2 == pytest.approx(squares.mean().item(), abs=5 * error)
+
+
+class Recurrence(nn.Module):
+    """What a step picks is picked from by the next, in more ways than can be counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x
+        for _ in range(40):
+            left, right = state.chunk(2, -1)
+            turned = torch.cat([right, left], -1)
+            state = self.a(x) * turned + torch.roll(state, 1, -1) * self.b(x)
+        return state
+
+
+@pytest.mark.timeout(60)
+def test_a_recurrence_over_many_steps_comes_to_an_end() -> None:
+    assert archlint.profile(Recurrence, inputs={"x": (2, 8)}).values
