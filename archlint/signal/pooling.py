@@ -493,6 +493,9 @@ def _resize(step: Step) -> Signal:
     if x.second_moment is None or mixing is None:
         return UNKNOWN_SIGNAL
     spots = tuple(a for a, role in enumerate(x.roles) if role == "position")
+    if not spots and x.roles and x.position_correlation is not None:  # a table by place
+        roles = ["position" if a in mixing.axes else role for a, role in enumerate(x.roles)]
+        return mixed(x.but(roles=tuple(roles)), mixing).but(roles=x.roles, nearby=None)
     if x.position_correlation is None or spots != mixing.axes:
         copied = all(((m.weights == 0) | (m.weights == 1)).all() for m in mixing.maps)
         return x.but(profile={}, nearby=None) if copied else UNKNOWN_SIGNAL

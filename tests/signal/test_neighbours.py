@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import archlint
 from archlint.graph.from_torch import load_torch
 from archlint.signal.backpropagate import backpropagate
 from archlint.signal.neighbours import Axis, Field, Mixing, passed
@@ -200,3 +201,25 @@ def test_pairs_by_displacement(sizes: tuple[int, ...]) -> None:
     pairs = [(whole[i, j] + whole[j, i]) / 2 for i, p in enumerate(out) for j, q in enumerate(out)
              if p[:-1] == q[:-1] and q[-1] == p[-1] + 1]  # fmt: skip
     assert found.values[beside] == pytest.approx(statistics.fmean(pairs))
+
+
+class Placed(nn.Module):
+    """Patches beside a table by place, resized to their number as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 8, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.resized()
+
+    def resized(self) -> Tensor:
+        return F.interpolate(self.table, (9, 9), mode="bilinear", antialias=True)
+
+
+def test_a_table_is_resized() -> None:
+    found = archlint.profile(Placed, inputs={"x": (2, 8, 9, 9)}).values[-1].rms
+    draws = [float(Placed().resized().detach().square().mean()) for _ in range(200)]
+    assert found is not None
+    error = statistics.stdev(draws) / math.sqrt(len(draws))
+    assert abs(found**2 - statistics.fmean(draws)) <= 4 * error
