@@ -397,9 +397,9 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     law = parameter.law if parameter is not None else None
     if windows is not None:
         alike = scattered(alike, windows)
-        whole = attribute("conv", node.attributes, "groups") == 1
+        one_group = attribute("conv", node.attributes, "groups") == 1
         places = [w.out for w in windows]
-        uneven, leaning = (fitting(t, places) if whole else None for t in (g.uneven, g.lean))
+        uneven, leaning = (fitting(t, places) if one_group else None for t in (g.uneven, g.lean))
         uneven = None if uneven is None else gathered(uneven, windows)
         lean = None if leaning is None else (1 - bias) * gathered(leaning, windows)
     elif node.op != "linear" or alike.sizes != at.lengths.spots(value):
