@@ -31,6 +31,7 @@ _FAINT = 0.02  # the share of a mean's square in the square of an element that i
 _EQUAL = 1e-9  # relative variance of elements that are all the same number
 _MOST_WAYS = 2000  # in which the features of sources are picked on their way to one value
 _FEW = 24  # sets that are compared before their names are
+AFFINE = frozenset({"linear", "conv", "conv_transpose"})
 _MOST_USES = 32  # of one layer that are told from each other
 
 
@@ -275,7 +276,7 @@ class Dependence:
             if parameter is None or (parameter.law is not None and not parameter.law.random):
                 continue
             readers = self.graph.consumers.get(value.id, ())
-            layers = sum(n.op in ("linear", "conv", "conv_transpose") for n in readers)
+            layers = sum(n.op in AFFINE for n in readers)
             found[parameter.clone_of or parameter.name] += layers
         return found
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from archlint.signal.gaussian import Floats, cdf_of
+from archlint.signal.gaussian import Floats, cdf_of, hermite_at
 
 _EDGE, _PANEL, _POINTS = 6.0, 0.5, 3  # quadrature on [−6, 6]; kinks inside cost 1e-3
 _TERMS = 24  # of Hermite series
@@ -37,15 +37,7 @@ _GRID = np.linspace(-1.0, 1.0, 201)
 _POWERS = _GRID[:, None] ** np.arange(_TERMS + 1)
 
 
-def _rows() -> Floats:
-    rows = np.empty((_TERMS, NODES.size))
-    rows[0], rows[1] = 1.0, NODES
-    for k in range(1, _TERMS - 1):
-        rows[k + 1] = (NODES * rows[k] - math.sqrt(k) * rows[k - 1]) / math.sqrt(k + 1)
-    return rows * WEIGHTS
-
-
-_HERMITE = _rows()
+_HERMITE = hermite_at(NODES)[:, :_TERMS].T * WEIGHTS
 
 
 class Series:

@@ -312,13 +312,21 @@ def side_by_side(
 ) -> Nearby | None:
     """Of features side by side, (signal, number of features) each, by their share of the second
     moment."""
+    whole = summed(parts, axes, sizes)
+    return None if whole is None else whole.nearby(axes)
+
+
+def summed(
+    parts: Sequence[tuple[Signal, float]], axes: tuple[int, ...], sizes: tuple[int, ...]
+) -> Field | None:
+    """Σ w·K over (signal, w); None where one is not known."""
     whole = Field(sizes, np.zeros((1,) * len(axes)), 0.0)
     for x, n in parts:
         if x.second_moment is None or x.position_correlation is None:
             return None
         nearby = x.nearby if x.nearby is not None and x.nearby.axes == axes else None
         whole = whole.plus(Field.of(x.second_moment, x.position_correlation, nearby, sizes), n)
-    return whole.nearby(axes)
+    return whole
 
 
 def _share(covariance: float, second: float) -> float:

@@ -2,8 +2,8 @@
 
 With K the inner products of tokens less their mean, the overlap is E K_ij²/(E K_ii)² over pairs of
 different tokens: 1/n for tokens in random directions of n dimensions, more where they lie in fewer,
-as sinusoids by position do. Attention leans towards keys
-that are alike by as much, and so does the gradient of its queries (theory.md 9).
+as sinusoids by position do. Attention leans towards keys that are alike by as much, and so does
+the gradient of its queries (theory.md 9).
 
 It has a part by chance, which a window averages over what it covers, and one by place, which it
 does not. A layer with n random outputs adds 1/n by chance.
@@ -27,8 +27,8 @@ from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 _LARGEST_TABLE = 1 << 22
 _MOST_DEEP = 400
 _PASSED = frozenset({"identity", "cast", "layer_norm", "rms_norm", "dropout", "drop_path", "neg",
-                     "slice", "expand", "squeeze", "unsqueeze", "batch_norm", "group_norm",
-                     "instance_norm", "pad"})  # fmt: skip
+                     "slice", "expand", "batch_norm", "group_norm", "instance_norm",
+                     "pad"})  # fmt: skip
 
 
 @dataclass(frozen=True)

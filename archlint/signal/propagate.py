@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
-
-import numpy as np
 
 from archlint.graph.model import LayerGraph, Node, Value
 from archlint.graph.ops import OPS
 from archlint.signal.dependence import Dependence
-from archlint.signal.joint import stacked
-from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby, Role, Signal
-from archlint.signal.neighbours import (
-    Displaced,
-    Field,
-    along_line,
-    of_each,
-    side_by_side,
-    sizes_of,
-    transposed,
-)
+from archlint.signal.moments import UNKNOWN_SIGNAL, Role, Signal
+from archlint.signal.neighbourhood import with_neighbours
 from archlint.signal.ranking import slots
 from archlint.signal.transfer import TRANSFER, Step, of_constant, of_parameter
 
@@ -40,8 +29,6 @@ _KEEP_LAW = frozenset({"add", "sub", "mul", "div", "neg", "reshape", "transpose"
                        "cast", "expand", "slice", "split", "batch_norm",
                        *(name for name, op in OPS.items() if op.kind == "activation")})  # fmt: skip
 
-# Ops that tell themselves what neighbours have in common after them.
-_MIX_POSITIONS = frozenset({"avg_pool", "adaptive_avg_pool", "resize", "max_pool"})
 _TELL_PARTS = frozenset({"reshape", "transpose", "unfold"})  # what dimensions are made of
 
 
@@ -94,96 +81,10 @@ def _follow(
             result = result.but(shared={})
         if result.law is not None and node.op not in _KEEP_LAW:
             result = result.but(law=None)
-        if node.op not in _MIX_POSITIONS and (i == 0 or node.op == "split"):
-            result = _with_neighbours(graph, node, signals, dependence, result)
+        if i == 0 or node.op == "split":
+            result = with_neighbours(graph, node, signals, dependence, result)
         signals[out] = _of_numbers(result)
     dependence.follow(node, signals)
-
-
-def _with_neighbours(
-    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], dependence: Dependence, y: Signal
-) -> Signal:  # fmt: skip
-    """The output with what its neighbours have in common, from those of its inputs."""
-    if y.nearby is not None and node.op in ("add", "sub"):  # found with the sum (signal.joint)
-        return y
-    if stacked(graph, node) and y.second_moment is not None:
-        return y.but(nearby=_of_stack(graph, node, signals, y))
-    inputs = [signals.get(v or "", UNKNOWN_SIGNAL) for v in node.inputs]
-    fields = [x.nearby for x in inputs if x.nearby is not None]
-    if not fields or not y.known:
-        return y if y.nearby is None else y.but(nearby=None)
-    return y.but(nearby=_neighbours(graph, node, signals, dependence, y, inputs[0], fields))
-
-
-def _neighbours(
-    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], dependence: Dependence,
-    y: Signal, x: Signal, fields: Sequence[Nearby],
-) -> Nearby | None:  # fmt: skip
-    kind = OPS[node.op].kind if node.op in OPS else ""
-    axes = fields[0].axes
-    if node.op == "transpose" and x.nearby is not None:
-        return transposed(x.nearby, node.attributes["permutation"])
-    if node.op in ("identity", "cast"):
-        return x.nearby
-    if node.op in ("slice", "split") and x.nearby is not None:
-        along = node.attributes["axes"] if node.op == "slice" else (node.attributes["axis"],)
-        return x.nearby if isinstance(along, tuple) and set(axes).isdisjoint(along) else None
-    if any(a >= len(y.roles) or y.roles[a] != "position" for a in axes):
-        return None
-    if kind in ("activation", "arithmetic", "random") and not node.op.startswith("cum"):
-        transfer = TRANSFER[node.op]
-
-        def evaluate(shift: tuple[int, ...] | None) -> float | None:
-            found = transfer(Step(graph, node, Displaced(signals, axes, shift), dependence))
-            return (found if isinstance(found, Signal) else found[0]).position_correlation
-
-        return of_each(fields, evaluate)
-    if node.op == "concat":
-        return _side_by_side(graph, node, signals, y, axes)
-    line = node.op in ("linear", "conv") or kind == "normalisation"
-    if not line or x.nearby is None or x.position_correlation is None:
-        return None
-    if y.position_correlation is None:
-        return None
-    stride = node.attributes.get("stride") if node.op == "conv" else None
-    steps = [int(str(n)) for n in stride] if isinstance(stride, tuple) else None
-    return along_line(x.nearby, x.position_correlation, y.position_correlation, steps)
-
-
-def _of_stack(
-    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], y: Signal
-) -> Nearby | None:  # fmt: skip
-    """Of a sum or mean over tensors of a stack: what each tells, and beside it what all positions
-    have in common."""
-    made = graph.producer[node.inputs[0] or ""]
-    parts = [signals.get(v or "", UNKNOWN_SIGNAL) for v in made.inputs]
-    axes = next((x.nearby.axes for x in parts if x.nearby is not None), None)
-    sizes = None if axes is None else sizes_of(graph.shape(node.output), axes)
-    if axes is None or sizes is None or y.second_moment is None:
-        return None
-    whole = Field(sizes, np.zeros((1,) * len(axes)), 0.0)
-    share = 1 / len(parts) ** 2 if node.op == "reduce_mean" else 1.0
-    for x in parts:
-        if x.second_moment is None or x.position_correlation is None:
-            return None
-        nearby = x.nearby if x.nearby is not None and x.nearby.axes == axes else None
-        whole = whole.plus(Field.of(x.second_moment, x.position_correlation, nearby, sizes), share)
-    return whole.shifted(y.second_moment - whole.second).nearby(axes)
-
-
-def _side_by_side(
-    graph: LayerGraph, node: Node, signals: Mapping[str, Signal], y: Signal, axes: tuple[int, ...]
-) -> Nearby | None:
-    """Of features side by side, by their share of the second moment."""
-    at, sizes = int(str(node.attributes["axis"])), sizes_of(graph.shape(node.output), axes)
-    if sizes is None or at >= len(y.roles) or y.roles[at] != "feature":
-        return None
-    parts = [signals.get(v or "", UNKNOWN_SIGNAL) for v in node.inputs]
-    counts = [(graph.shape(v) or (None,) * 9)[at] for v in node.inputs]
-    known = [n for n in counts if n is not None]
-    if len(known) < len(parts):
-        return None
-    return side_by_side(list(zip(parts, known, strict=True)), axes, sizes)
 
 
 def _of_numbers(s: Signal) -> Signal:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from archlint.graph.model import LayerGraph, Node
 from archlint.graph.ops import OPS, attribute
 from archlint.signal.activations import Activation, activation
-from archlint.signal.dependence import Dependence
+from archlint.signal.dependence import AFFINE, Dependence
 from archlint.signal.gaussian import hermite_coefficients
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
 from archlint.signal.slopes import slope_mean
@@ -30,7 +30,6 @@ from archlint.signal.transfer import Step, correlated
 
 Shared = npt.NDArray[np.float64]
 
-AFFINE = frozenset({"linear", "conv", "conv_transpose"})
 _MOVED = frozenset({"reshape", "transpose", "split", "slice", "select_index", "identity", "cast",
                     "dropout", "drop_path"})  # fmt: skip
 _CENTRED = {"layer_norm": True, "group_norm": True, "rms_norm": False}

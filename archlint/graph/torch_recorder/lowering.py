@@ -24,12 +24,9 @@ from archlint.graph.builder import GraphBuilder
 from archlint.graph.model import LayerGraph, Mode, Node
 from archlint.graph.ops import OPS, UNKNOWN
 from archlint.graph.torch_recorder.names import Name, name_of
-from archlint.graph.torch_recorder.recorder import Recording
+from archlint.graph.torch_recorder.recorder import CONSTANT_LIMIT, Recording
 from archlint.initialization.distribution import Distribution, constant
 from archlint.initialization.record import Recorded
-
-# Larger tensors of known elements become parameters without a gradient: their moments are enough.
-ELEMENTS_KEPT = 1 << 22
 
 
 class NotModelled(Exception):
@@ -312,9 +309,9 @@ class Lowerer:
                 trainable=False,
             )
         array = _as_numpy(elements)
-        if array.size <= ELEMENTS_KEPT:
+        if array.size <= CONSTANT_LIMIT:
             return self.builder.constant(array)
-        name = self.builder.fresh("constant")
+        name = self.builder.fresh("constant")  # of a larger one the moments are enough
         return self.builder.parameter(
             name,
             tuple(array.shape),
@@ -339,8 +336,7 @@ class Lowerer:
         """What a view shows once its base was written to."""
         elements = getattr(base, "elements", None)
         if elements is not None:
-            name = "alias" if node.meta.get("in_place") else _call_name(node).name
-            view = self._view_of(node, name, elements)
+            view = self._view_of(node, elements)
             if view is not None:
                 return V("", tuple(view.shape), dtype_name(view.dtype), view)
         return self.lower(node)
@@ -359,10 +355,10 @@ class Lowerer:
             self.views[node] = (base, self.version[base])
 
     def _put_back(self, node: fx.Node, base: V, value: V) -> V:
-        name = "alias" if node.meta.get("in_place") else _call_name(node).name
+        name = _view_name(node)
         if base.elements is not None and value.elements is not None:
             whole = base.elements.clone()
-            view = self._view_of(node, name, whole)
+            view = self._view_of(node, whole)
             if view is not None:
                 view.copy_(value.elements.expand_as(view))
                 return V("", base.shape, base.dtype, whole)
@@ -377,9 +373,9 @@ class Lowerer:
         except NotModelled:
             return call.emit(UNKNOWN, [base, value], base.shape, base.dtype)
 
-    def _view_of(self, node: fx.Node, name: str, whole: Tensor) -> Tensor | None:
+    def _view_of(self, node: fx.Node, whole: Tensor) -> Tensor | None:
         """The view that a node makes, of other elements of its base."""
-        if name == "alias":
+        if _view_name(node) == "alias":
             return whole
         args, kwargs = fx.node.map_arg(
             (node.args[1:], node.kwargs), lambda n: getattr(self.read(n), "elements", None)
@@ -615,6 +611,11 @@ def _call_name(node: fx.Node) -> Name:
         return Name(str(node.args[1]))
     target: Any = node.target
     return name_of(target)
+
+
+def _view_name(node: fx.Node) -> str:
+    """How a node sees its base; a call in place gives what it wrote into."""
+    return "alias" if node.meta.get("in_place") else _call_name(node).name
 
 
 def _as_numpy(elements: Tensor) -> Any:

@@ -43,7 +43,7 @@ from archlint.graph.torch_recorder.results import Results, mapped, tensors_of
 
 Device = Literal["meta", "cpu"]
 
-# Elements up to which what follows from literals is computed: a 512×512 attention mask.
+# Elements up to which what follows from literals is computed and kept: the mask of a large window.
 CONSTANT_LIMIT = 1 << 22
 
 
@@ -796,10 +796,7 @@ class Recorder(TorchFunctionMode):
             args = (like, *args[1:])
             self.known[id(like)] = like
             self.kept.append(like)
-        if short in _SHAPED:
-            args, kwargs = mapped(args, kwargs, self._known_or_shaped)
-        else:
-            args, kwargs = mapped(args, kwargs, lambda t: self.known[id(t)])
+        args, kwargs = mapped(args, kwargs, self._known_or_shaped)
         if _asks_for_many(func, args):
             return None
         self.inside = True

@@ -211,12 +211,7 @@ class Gradients:
                     )
                     sizes = self.lengths.spots(value)
                     if rule is not None and sizes is not None:
-                        sent = rule(self, node, settled[0], i)
-                        if sent is not None and sent.alike.sizes != sizes:
-                            sent = self.placed(sent, value)
-                        if sent is not None and (sent.lean is not None or sent.uneven is not None):
-                            sent = replace(sent, lean=fitting(sent.lean, sizes),
-                                           uneven=fitting(sent.uneven, sizes))  # fmt: skip
+                        sent = self.fitted(rule(self, node, settled[0], i), value, sizes)
                 arriving.setdefault(value, []).append((weight or 1.0, sent))
         for value in graph.inputs:
             self._settle(value, arriving.pop(value, []), 1)
@@ -225,6 +220,14 @@ class Gradients:
     def graph(self) -> LayerGraph:
         """The graph."""
         return self.lengths.graph
+
+    def fitted(self, g: Back | None, value: str, sizes: tuple[int, ...]) -> Back | None:
+        """With tables by offset that are of the value's own positions."""
+        if g is not None and g.alike.sizes != sizes:
+            g = self.placed(g, value)
+        if g is None or (g.lean is None and g.uneven is None):
+            return g
+        return replace(g, lean=fitting(g.lean, sizes), uneven=fitting(g.uneven, sizes))
 
     def placed(self, g: Back, value: str) -> Back | None:
         """With the correlation of the gradient's own moments, where positions were moved."""
@@ -397,11 +400,11 @@ def _affine(at: Gradients, node: Node, g: Back, i: int) -> Back | None:
     law = parameter.law if parameter is not None else None
     if windows is not None:
         alike = scattered(alike, windows)
-        one_group = attribute("conv", node.attributes, "groups") == 1
-        places = [w.out for w in windows]
-        uneven, leaning = (fitting(t, places) if one_group else None for t in (g.uneven, g.lean))
-        uneven = None if uneven is None else gathered(uneven, windows)
-        lean = None if leaning is None else (1 - bias) * gathered(leaning, windows)
+        if attribute("conv", node.attributes, "groups") == 1:
+            uneven = None if uneven is None else gathered(uneven, windows)
+            lean = None if g.lean is None else (1 - bias) * gathered(g.lean, windows)
+        else:
+            uneven = None
     elif node.op != "linear" or alike.sizes != at.lengths.spots(value):
         placed = at.placed(g, value or "")
         if placed is None:
@@ -762,10 +765,12 @@ def layer_shares(at: Gradients, node: Node, bend: Node | None) -> Shares | None:
         if after is None:
             return None
         e, law = after.elasticity, after.own
+        value = bend.inputs[0] or ""
         back = _activation(at, bend, Back(Fluctuation(), arriving), 0)
+        if (sizes := lengths.spots(value)) is not None:
+            back = at.fitted(back, value, sizes)
         phi = activation(bend.op, bend.attributes)
-        x = lengths.signal(bend.inputs[0])
-        width = lengths.features(bend.inputs[0])
+        x, width = lengths.signal(value), lengths.features(value)
         if phi is not None and width and x.mean is not None and not phi.homogeneous:
             d = slope_elasticity(phi, x.mean, x.variance or 0.0)
             moved = d * z.elasticity

@@ -10,17 +10,17 @@ import numpy as np
 
 from archlint.graph.ops import OPS
 from archlint.signal.gradient import BACKWARD, Back, Gradient
+from archlint.signal.mixing import MAPS
 from archlint.signal.moments import UNKNOWN_SIGNAL, Nearby
 from archlint.signal.neighbours import REACH, Displaced, along_line, multiplied, of_each, transposed
 
-_MIX_POSITIONS = frozenset({"avg_pool", "adaptive_avg_pool", "resize"})  # that tell themselves
 _MOVES = frozenset({"concat", "slice", "split", "stack", "reduce_sum", "reduce_mean"})
 _BY_ELEMENT = frozenset({"activation", "arithmetic", "random"})
 
 
 def with_neighbours(step: Back, results: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
     """The gradients of a node's inputs, from what neighbours have in common in what arrives."""
-    if step.node.op in _MIX_POSITIONS:
+    if step.node.op in MAPS:  # they tell themselves
         return results
     g = step.gradient
     if g.nearby is None or len(step.arriving) != 1:

@@ -176,6 +176,15 @@ def _rnn(law: Law, own: Course, g: _Arriving) -> tuple[Floats, float, float]:
     return found[1:, 1:], law.turn * float(found[n, n]), 0.0
 
 
+def _leaked(leak: Leak, t: int, gate: Floats, points: Floats, source: Floats) -> Floats:
+    """E[y_t y_s] after step ``t`` back, s ≤ t, of what the gate of the step before let through."""
+    if t == 0:
+        leak.step(t, np.ones(points.shape[1]), np.ones(1), source)
+    else:
+        leak.step(t, points[t - 1], np.concatenate([[1.0], gate[t - 1, :t]]), source)
+    return leak.y[t + 1, 1 : t + 2]
+
+
 def _lstm(law: Law, own: Course, g: _Arriving) -> tuple[Floats, float, float]:
     """c ← f·c + i·g, h = o·tanh c."""
     n = len(law.drive)
@@ -195,9 +204,7 @@ def _lstm(law: Law, own: Course, g: _Arriving) -> tuple[Floats, float, float]:
         source = state * gate[t, now] * slopes_out[t, now]
         if t == 0:
             source[0] += g.cell
-        kept = np.concatenate([[1.0], gate[t - 1, :t]]) if t else np.ones(1)
-        leak.step(t, points[t - 1] if t else np.ones(points.shape[1]), kept, source)
-        cell = leak.y[t + 1, 1 : t + 2]
+        cell = _leaked(leak, t, gate, points, source)
         delta = (state * squashed[t, now] * slopes[t, now]  # output gate
                  + cell * (before[t, now] + candidate[t, now]) * slopes[t, now]  # forget, input
                  + cell * gate[t, now] * slopes_in[t, now])  # fmt: skip
@@ -221,9 +228,7 @@ def _gru(law: Law, own: Course, g: _Arriving) -> tuple[Floats, float, float]:
         source = g.steps[t, now] + law.turn * by_state[t, now]
         if t == 0:
             source[0] += g.last
-        kept = np.concatenate([[1.0], gate[t - 1, :t]]) if t else np.ones(1)
-        leak.step(t, points[t - 1] if t else np.ones(points.shape[1]), kept, source)
-        state = leak.y[t + 1, 1 : t + 2]
+        state = _leaked(leak, t, gate, points, source)
         rest = 1 - means[t] - means[now] + gate[t, now]
         d_in = state * rest * slopes_in[t, now]
         apart = before[t, now] + candidate[t, now] - inner[t, now] - inner[now, t]

@@ -12,10 +12,10 @@ from itertools import combinations
 
 from archlint.graph.model import LayerGraph, Node
 from archlint.signal.activations import activation
-from archlint.signal.dependence import Dependence
+from archlint.signal.dependence import AFFINE, Dependence
 from archlint.signal.gradient import Back, Gradient, Key, energy
 from archlint.signal.moments import UNKNOWN_SIGNAL, Signal
-from archlint.signal.reuse import AFFINE, Reuse
+from archlint.signal.reuse import Reuse
 from archlint.signal.slopes import slope_mean, slope_pair
 
 _Use = tuple[str, Gradient, float, Node]  # source, what arrived, gain on E g², the layer
