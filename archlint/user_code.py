@@ -23,6 +23,8 @@ class OutOfTime(BaseException):
 
 
 _AGAIN = 0.25  # seconds until it is raised once more, should it have been swallowed all the same
+_SWALLOWED = 4  # times that this is taken for chance
+_OFTEN = 0.02  # seconds from then on: what swallows it lets it through at few of its instructions
 _GRACE = 3.0  # seconds that a call into compiled code may still take before the process is ended
 _PATIENCE = 20  # times as long that code may take in which something is raised, and swallowed
 
@@ -72,6 +74,8 @@ class limited:
             return  # what was limited has ended
         self.place = self.place or _place(frame)
         self.heard += 1
+        if self.heard == _SWALLOWED:
+            signal.setitimer(signal.ITIMER_REAL, _OFTEN, _OFTEN)
         raise OutOfTime
 
     def _watch(self, end: LastResort) -> None:
